@@ -1,0 +1,1 @@
+"""What a family is written with: configs, stages, weight maps, checkpoint reading, exported signatures."""

@@ -1,0 +1,108 @@
+"""Reading checkpoint folders: safetensors, one file or sharded by an index, memory-mapped, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from models.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder, sorted by name.
+
+    Raises:
+        CheckpointError: none there, an unreadable index, or an index that names a file outside the folder.
+    """
+    if (folder / INDEX).is_file():
+        return [folder / name for name in sorted(set(_read_index(folder / INDEX).values()))]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    raise CheckpointError(
+        f"{folder} has neither {SINGLE} nor {INDEX}; only safetensors checkpoints are read (pickles never are)"
+    )
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of a checkpoint folder by name; use as a context manager. Values are read on access."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stack = ExitStack()
+        self._where: dict[str, Any] = {}
+        try:
+            for path in weight_files(folder):
+                self._open(path)
+            self._check_index()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, path: Path) -> None:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is named by the index but is not there; fetch the checkpoint again")
+        try:
+            handle = self._stack.enter_context(safe_open(path, framework="pt"))
+            names = list(handle.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is truncated or not safetensors ({error}); fetch it again") from None
+        for name in names:
+            if name in self._where:
+                raise CheckpointError(f"{name} is in two shards of {self.folder}; fetch the checkpoint again")
+            self._where[name] = handle
+
+    def _check_index(self) -> None:
+        index = self.folder / INDEX
+        if not index.is_file():
+            return
+        listed = set(_read_index(index))
+        if missing := sorted(listed - self._where.keys()):
+            raise CheckpointError(f"{index} lists {missing[0]}, which no shard holds; fetch the checkpoint again")
+        if unlisted := sorted(self._where.keys() - listed):
+            raise CheckpointError(f"{unlisted[0]} is in a shard but not in {index}; fetch the checkpoint again")
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            tensor: Tensor = self._where[name].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{name} cannot be read from {self.folder} ({error}); fetch it again") from None
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): str(file) for name, file in entries.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a shard index ({error}); fetch it again") from None
+    if not files:
+        raise CheckpointError(f"{path} lists no tensors; fetch it again")
+    for name, file in files.items():
+        # Links are fine (the hub's cache is made of them); names that walk out of the folder are not.
+        if file in ("", ".", "..") or any(mark in file for mark in ("/", "\\", "\0", ":")):
+            raise CheckpointError(f"{path} sends {name} to {file!r}, outside the folder; do not trust this checkpoint")
+    return files

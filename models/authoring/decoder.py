@@ -1,0 +1,135 @@
+"""The decoder-only model: embed, block 0..L-1, head, each a stage."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from models.authoring.config import BlockConfig, DecoderConfig
+from models.authoring.stage import Stage, run_stages
+from models.layers.attention import Attention
+from models.layers.mask import causal_mask
+from models.layers.mlp import build_mlp
+from models.layers.norm import build_norm
+from models.layers.rope import RopeTables
+
+
+class Embed(nn.Module):
+    """Token embedding, and what every block needs to know about positions."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.rope = RopeTables(config.rope)
+
+    def forward(self, tokens: Tensor, positions: Tensor, *, cache_length: int) -> tuple[Tensor, ...]:
+        """``tokens`` ``[B, T]``, ``positions`` ``[T]`` -> hidden ``[B, T, D]``, cos and sin ``[T, R/2]``, mask."""
+        cos, sin = self.rope(positions)
+        return self.tokens(tokens), cos, sin, causal_mask(positions, cache_length)
+
+
+class Block(nn.Module):
+    """Pre-norm decoder block: attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: BlockConfig, width: int, *, fused: bool = False) -> None:
+        super().__init__()
+        self.attention_norm = build_norm(config.attention_norm, width, fused=fused)
+        self.attention = Attention(config.attention, width, fused=fused)
+        self.mlp_norm = build_norm(config.mlp_norm, width, fused=fused)
+        self.mlp = build_mlp(config.mlp, width)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Shapes as in ``Attention.forward``; returns the new stream and both updated caches."""
+        attended, k_cache, v_cache = self.attention(
+            self.attention_norm(x), cos, sin, mask, positions, k_cache, v_cache
+        )
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), k_cache, v_cache
+
+
+class Head(nn.Module):
+    """Final norm and projection to logits ``[B, T, V]``."""
+
+    def __init__(self, config: DecoderConfig, embedding: nn.Parameter, *, fused: bool = False) -> None:
+        super().__init__()
+        self.norm = build_norm(config.final_norm, config.width, fused=fused)
+        self.projection = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied_head:
+            self.projection.weight = embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(self.norm(x))  # type: ignore[no-any-return]
+
+
+class DecoderOnlyModel(nn.Module):
+    """A causal language model over an explicit key/value cache.
+
+    ``fused`` marks attention and RMSNorm for the converter's kernels; the numbers in PyTorch are the same.
+    """
+
+    def __init__(self, config: DecoderConfig, *, fused: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = Embed(config)
+        self.blocks = nn.ModuleList(Block(block, config.width, fused=fused) for block in config.blocks)
+        self.head = Head(config, self.embed.tokens.weight, fused=fused)
+
+    def stages(self, cache_length: int) -> list[Stage]:
+        """The model in order, for a cache of ``cache_length`` slots."""
+        tables = ("rope_cos", "rope_sin", "mask")
+        stages = [
+            Stage(
+                name="embed",
+                run=partial(self.embed, cache_length=cache_length),
+                inputs=("tokens", "input_pos"),
+                outputs=("hidden", *tables),
+            )
+        ]
+        for i, block in enumerate(self.blocks):
+            cache = cache_names(i)
+            stages.append(
+                Stage(
+                    name=f"block_{i}",
+                    run=block,
+                    inputs=("hidden", *tables, "input_pos", *cache),
+                    outputs=("hidden", *cache),
+                )
+            )
+        stages.append(Stage(name="head", run=self.head, inputs=("hidden",), outputs=("logits",)))
+        return stages
+
+    def forward(
+        self, tokens: Tensor, input_pos: Tensor, cache: dict[str, Tensor], *, logits: bool = True
+    ) -> dict[str, Tensor]:
+        """Run the tokens at their positions; prefill and decode differ only in how many there are.
+
+        Args:
+            tokens: int ``[B, T]``.
+            input_pos: int ``[T]``, consecutive.
+            cache: ``kv_cache_k_{i}`` and ``kv_cache_v_{i}``, each ``[B, S, K, H]``.
+            logits: ``False`` leaves the head out (a prefill that only fills the cache).
+
+        Returns:
+            ``logits`` ``[B, T, V]`` at every position, unless left out, and the updated cache.
+        """
+        stages = self.stages(cache["kv_cache_k_0"].shape[1])
+        made = run_stages(stages if logits else stages[:-1], {"tokens": tokens, "input_pos": input_pos, **cache})
+        return {name: made[name] for name in (["logits"] if logits else []) + list(cache)}
+
+    def empty_cache(self, cache_length: int, batch: int = 1) -> dict[str, Tensor]:
+        """Zero-filled cache tensors for ``cache_length`` positions, in layer order, k before v."""
+        cache = {}
+        for i, block in enumerate(self.config.blocks):
+            shape = (batch, cache_length, block.attention.num_kv_heads, block.attention.head_dim)
+            for name in cache_names(i):
+                cache[name] = torch.zeros(shape)
+        return cache
+
+
+def cache_names(layer: int) -> tuple[str, str]:
+    """The names of a layer's key and value cache tensors."""
+    return f"kv_cache_k_{layer}", f"kv_cache_v_{layer}"

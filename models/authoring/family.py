@@ -1,0 +1,99 @@
+"""What a family offers: presets, config mapping, weight map. One instance a family file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.authoring.config import DecoderConfig
+from models.authoring.hf_config import HFConfig
+from models.errors import UnknownModelError
+
+if TYPE_CHECKING:
+    from models.authoring.decoder import DecoderOnlyModel
+    from models.authoring.weight_map import Operation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A published size.
+
+    ``config`` holds the published ``config.json`` values; ``tiny`` what shrinks them while keeping every quirk;
+    ``parameters`` the published total; ``repo`` and ``revision`` where the weights are.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    repo: str
+    revision: str = "main"
+    parameters: int
+    config: Mapping[str, Any]
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+
+    def values(self, *, tiny: bool = False) -> dict[str, Any]:
+        """The ``config.json`` of the published size, or of its tiny twin."""
+        return {**self.config, **(self.tiny if tiny else {})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """An architecture: everything that is true of all its sizes."""
+
+    name: str
+    model_type: str
+    presets: tuple[Preset, ...]
+    read_config: Callable[[HFConfig], DecoderConfig]
+    weight_map: Callable[[DecoderConfig], Iterable[Operation]]
+
+    def config_from(self, source: HFConfig) -> DecoderConfig:
+        """The typed configuration of any checkpoint of this ``model_type``, whatever its dimensions.
+
+        Raises:
+            UnknownModelError: another ``model_type``.
+            ConfigError: a value is missing, wrong, or changes the maths in a way that is not supported.
+        """
+        if source.model_type != self.model_type:
+            raise UnknownModelError(
+                f"{source.source} is of model_type {source.model_type!r}, {self.name} reads {self.model_type!r}; "
+                "name the family that fits"
+            )
+        config = self.read_config(source)
+        source.finish()
+        return config
+
+    def build(self, config: DecoderConfig, *, fused: bool = False, device: str = "cpu") -> DecoderOnlyModel:
+        """The model without its weights; ``device="meta"`` allocates none."""
+        import torch
+
+        from models.authoring.decoder import DecoderOnlyModel
+
+        with torch.device(device):
+            return DecoderOnlyModel(config, fused=fused).eval()
+
+    def load(self, folder: Path, *, fused: bool = False) -> DecoderOnlyModel:
+        """The model with the weights of a checkpoint folder, as float32.
+
+        Raises:
+            ModelError: anything wrong with the folder; nothing is left half-loaded.
+        """
+        from models.authoring.checkpoint import Checkpoint
+        from models.authoring.weight_map import load_weights
+
+        config = self.config_from(HFConfig.load(folder))
+        model = self.build(config, fused=fused, device="meta")
+        with Checkpoint(folder) as checkpoint:
+            load_weights(model, self.weight_map(config), checkpoint)
+        return model
+
+
+def decoder_sizes(width: int, layers: int, heads: int, kv_heads: int, hidden: int) -> dict[str, int]:
+    """The five numbers of a Llama-shaped decoder under their ``config.json`` names, for preset tables."""
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": hidden,
+    }

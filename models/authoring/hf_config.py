@@ -1,0 +1,157 @@
+"""Strict reading of a Hugging Face ``config.json``: every key is understood, expected, or known to be inert.
+
+A key that nobody asked for is refused by name, because it may change the maths. Old spellings (``rope_theta``,
+``rope_scaling``, ``torch_dtype``) and new ones (``rope_parameters``, ``dtype``) are both read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.authoring.config import Activation, Llama3Scaling, RopeConfig
+from models.errors import ConfigError
+
+#: Keys that cannot change what the model computes in inference.
+INERT = frozenset(
+    """
+    _attn_implementation_autoset _name_or_path architectures attention_dropout attn_implementation auto_map
+    bos_token_id dtype embd_pdrop eos_token_id finetuning_task hidden_dropout id2label initializer_range
+    label2id model_type pad_token_id problem_type resid_pdrop return_dict
+    tokenizer_class torch_dtype transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version use_cache
+    """.split()
+)
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+_REQUIRED = object()
+
+
+class HFConfig:
+    """A configuration as key/value pairs that remembers which keys were asked for; ``finish`` refuses the rest."""
+
+    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+        self.source = source
+        self._values = dict(values)
+        self._known = set(INERT)
+
+    @classmethod
+    def load(cls, folder: Path) -> HFConfig:
+        """Read ``folder/config.json``.
+
+        Raises:
+            ConfigError: missing, unreadable, not a JSON object, or without a ``model_type``.
+        """
+        path = folder / "config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{folder} has no config.json; point to a checkpoint folder in the hub's layout") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}); fetch the file again") from None
+        if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+            raise ConfigError(f"{path} has no model_type; it is not a model's configuration")
+        return cls(values, str(path))
+
+    @property
+    def model_type(self) -> str:
+        return str(self._values["model_type"])
+
+    def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
+        """The value of ``key``, which must be a ``kind`` (an int passes as a float, never a bool as a number)."""
+        self._known.add(key)
+        value = self._values.get(key, default)
+        if value is _REQUIRED:
+            raise ConfigError(f"{self.source}: {key} is missing; add it with the published value")
+        if value is None and default is None:
+            return None
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ConfigError(f"{self.source}: {key} is {value!r}, expected {kind.__name__}")
+        return value
+
+    def positive(self, key: str, default: Any = _REQUIRED) -> int:
+        """A positive integer, such as a count or a width."""
+        value: int = self.take(key, int, default)
+        if value < 1:
+            raise ConfigError(f"{self.source}: {key} is {value}, expected a positive integer")
+        return value
+
+    def expect(self, key: str, *supported: Any) -> None:
+        """Accept ``key`` only when absent, null, or one of ``supported``; anything else would change the maths."""
+        self._known.add(key)
+        value = self._values.get(key)
+        if value is not None and value not in supported:
+            wanted = " or ".join(map(repr, supported)) or "null"
+            raise ConfigError(f"{self.source}: {key} = {value!r} changes the maths and is not supported (only {wanted})")
+
+    def require(self, condition: bool, otherwise: str) -> None:
+        """Refuse values that contradict each other."""
+        if not condition:
+            raise ConfigError(f"{self.source}: {otherwise}; fetch the file again")
+
+    def ignore(self, *keys: str) -> None:
+        """Accept keys that have no effect in this family; the family says why beside the call."""
+        self._known.update(keys)
+
+    def activation(self, key: str) -> Activation:
+        """The activation function that ``key`` names."""
+        name = self.take(key, str)
+        if name not in _ACTIVATIONS:
+            raise ConfigError(f"{self.source}: {key} = {name!r} is not supported (only {', '.join(_ACTIVATIONS)})")
+        return _ACTIVATIONS[name]
+
+    def rope(self, head_dim: int, *, default_theta: float = 10000.0) -> RopeConfig:
+        """The rotary embedding, from either spelling, over heads of ``head_dim`` channels."""
+        self._known.update(("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"))
+        rope: dict[str, Any] = {}
+        for spelling in ("rope_scaling", "rope_parameters"):
+            value = self._values.get(spelling)
+            if value is not None and not isinstance(value, dict):
+                raise ConfigError(f"{self.source}: {spelling} is {value!r}, expected an object")
+            rope.update(value or {})
+        for key in ("rope_theta", "partial_rotary_factor"):
+            if self._values.get(key) is not None:
+                rope.setdefault(key, self._values[key])
+        nested = HFConfig(rope, f"{self.source}: rope_parameters")
+        nested._known = set()  # inside this object nothing is inert
+        kind = nested.take("rope_type", str, nested.take("type", str, "default"))
+        theta = nested.take("rope_theta", float, default_theta)
+        rotary_dim = int(head_dim * nested.take("partial_rotary_factor", float, 1.0))
+        if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
+            raise ConfigError(f"{self.source}: {rotary_dim} rotated channels of {head_dim} is not an even part of a head")
+        scaling = None
+        if kind == "llama3":
+            scaling = Llama3Scaling(
+                factor=nested.take("factor", float),
+                low_freq_factor=nested.take("low_freq_factor", float),
+                high_freq_factor=nested.take("high_freq_factor", float),
+                original_max_positions=nested.positive("original_max_position_embeddings"),
+            )
+        elif kind != "default":
+            raise ConfigError(f"{self.source}: rope_type {kind!r} is not supported (only default, llama3)")
+        nested.finish()
+        return RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=scaling)
+
+    def finish(self) -> None:
+        """Refuse keys that nobody asked for.
+
+        Raises:
+            ConfigError: names the first such key.
+        """
+        unknown = sorted(set(self._values) - self._known)
+        if unknown:
+            raise ConfigError(
+                f"{self.source}: {unknown[0]} = {self._values[unknown[0]]!r} is not understood and may change the maths; "
+                "teach the family's config mapping what it means"
+            )

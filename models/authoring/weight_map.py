@@ -1,0 +1,308 @@
+"""Weight maps: a table of invertible operations between a checkpoint's tensors and a model's parameters.
+
+A table is applied strictly. Every source tensor is consumed exactly once or dropped by name; every parameter is
+produced exactly once; shapes, dtypes and finiteness are checked. The inverse writes the checkpoint's layout back.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import CheckpointError
+
+#: Storage dtypes that convert to float32 without loss.
+READABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Operation(ABC):
+    """One row of the table. Names may hold ``{}``, the layer index."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[str, ...]:
+        """Checkpoint tensors that the row consumes."""
+
+    @property
+    @abstractmethod
+    def targets(self) -> tuple[str, ...]:
+        """Parameters that the row produces."""
+
+    @abstractmethod
+    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+        """Source tensors to parameters."""
+
+    @abstractmethod
+    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+        """Parameters back to source tensors."""
+
+    @property
+    def description(self) -> str:
+        """How the row changes the tensor, for people."""
+        return type(self).__name__.lower()
+
+    def at_layer(self, layer: int) -> Self:
+        """This row with every ``{}`` replaced by ``layer``."""
+
+        def fill(value: object) -> object:
+            if isinstance(value, str):
+                return value.replace("{}", str(layer))
+            if isinstance(value, tuple):
+                return tuple(fill(item) for item in value)
+            return value
+
+        return replace(self, **{field.name: fill(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class _OneToOne(Operation, ABC):
+    source: str
+    target: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,)
+
+
+@dataclass(frozen=True)
+class Rename(_OneToOne):
+    """The same values under another name."""
+
+    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+        return sources
+
+    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+        return targets
+
+
+@dataclass(frozen=True)
+class Transpose(_OneToOne):
+    """A matrix stored the other way round."""
+
+    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+        return (sources[0].t().contiguous(),)
+
+    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+        return (targets[0].t().contiguous(),)
+
+
+@dataclass(frozen=True)
+class AddConstant(_OneToOne):
+    """``parameter = source + constant``; the inverse is exact to one rounding."""
+
+    constant: float
+
+    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+        return (sources[0] + self.constant,)
+
+    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+        return (targets[0] - self.constant,)
+
+    @property
+    def description(self) -> str:
+        return f"add {self.constant:g}"
+
+
+@dataclass(frozen=True)
+class Split(Operation):
+    """One stored tensor, cut along its first axis into ``rows`` rows for each parameter, in order."""
+
+    source: str
+    parts: tuple[str, ...]
+    rows: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self.parts
+
+    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part.contiguous() for part in sources[0].split(self.rows))
+
+    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+        return (torch.cat(targets),)
+
+    @property
+    def description(self) -> str:
+        return f"split rows {' + '.join(map(str, self.rows))}"
+
+
+@dataclass(frozen=True)
+class Fuse(Operation):
+    """Several stored tensors of ``rows`` rows, stacked along the first axis into one parameter, in order."""
+
+    parts: tuple[str, ...]
+    target: str
+    rows: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.parts
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,)
+
+    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+        return (torch.cat(sources),)
+
+    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part.contiguous() for part in targets[0].split(self.rows))
+
+    @property
+    def description(self) -> str:
+        return f"fuse rows {' + '.join(map(str, self.rows))}"
+
+
+@dataclass(frozen=True)
+class Tie(Operation):
+    """The parameter ``alias`` is the parameter ``target``. Files may repeat the table as ``stored``; if they do, it
+    must be equal to ``source``, else the file and its configuration contradict each other."""
+
+    source: str
+    target: str
+    alias: str
+    stored: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,)
+
+    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+        return sources
+
+    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+        return targets
+
+    @property
+    def description(self) -> str:
+        return f"tie, also {self.alias}"
+
+
+@dataclass(frozen=True)
+class Drop(Operation):
+    """A stored tensor that is not needed, present or not."""
+
+    source: str
+    reason: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    @property
+    def description(self) -> str:
+        return f"drop: {self.reason}"
+
+
+def per_layer(operations: Sequence[Operation], layers: int) -> Iterator[Operation]:
+    """The rows once for every layer, in layer order."""
+    for layer in range(layers):
+        for operation in operations:
+            yield operation.at_layer(layer)
+
+
+def load_weights(model: nn.Module, operations: Iterable[Operation], source: Mapping[str, Tensor]) -> None:
+    """Fill ``model`` (which may be on the meta device) from ``source``, one row at a time, as float32.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, of the wrong shape or dtype, or not finite; or the table does
+            not produce every parameter exactly once.
+    """
+    expected = dict(model.named_parameters())  # a tied parameter appears once
+    available, produced = set(source), set[str]()
+    consumed = set[str]()
+    for operation in operations:
+        if isinstance(operation, Drop):
+            consumed.update(available.intersection(operation.sources))
+            continue
+        tensors = [_read(source, available, name) for name in operation.sources]
+        consumed.update(operation.sources)
+        for target, value in zip(operation.targets, operation.apply(*tensors), strict=True):
+            if target not in expected or target in produced:
+                raise CheckpointError(f"the weight map produces {target} wrongly; every parameter once, no other")
+            if value.shape != expected[target].shape:
+                raise CheckpointError(
+                    f"{' + '.join(operation.sources)} has shape {list(value.shape)} where the configuration asks for "
+                    f"{list(expected[target].shape)}; config.json and weights do not belong together"
+                )
+            _assign(model, target, nn.Parameter(value, requires_grad=False))
+            produced.add(target)
+        if isinstance(operation, Tie):
+            _assign(model, operation.alias, model.get_parameter(operation.target))
+            if operation.stored in available:
+                consumed.add(operation.stored)
+                if not torch.equal(_read(source, available, operation.stored), tensors[0]):
+                    raise CheckpointError(
+                        f"{operation.stored} differs from {operation.source} although the configuration ties them; "
+                        "set tie_word_embeddings to false, or fetch the file again"
+                    )
+    if missing := sorted(expected.keys() - produced):
+        raise CheckpointError(f"the weight map produces no {missing[0]}")
+    if extra := sorted(available - consumed):
+        raise CheckpointError(
+            f"{extra[0]} is in the checkpoint but has no place in the model ({len(extra)} such tensors); "
+            "it is another architecture, or the weight map lacks a row"
+        )
+
+
+def original_layout(model: nn.Module, operations: Iterable[Operation]) -> dict[str, Tensor]:
+    """The model's parameters under the checkpoint's names and layout: the inverse of ``load_weights``.
+
+    On the meta device it tells the shapes a checkpoint must have.
+    """
+    layout: dict[str, Tensor] = {}
+    for operation in operations:
+        targets = [model.get_parameter(name).detach() for name in operation.targets]
+        if targets:
+            layout.update(zip(operation.sources, operation.invert(*targets), strict=True))
+    return layout
+
+
+def _read(source: Mapping[str, Tensor], available: set[str], name: str) -> Tensor:
+    if name not in available:
+        near = difflib.get_close_matches(name, available, n=1)
+        hint = f"; the nearest name it has is {near[0]}" if near else ""
+        raise CheckpointError(f"the checkpoint has no tensor {name}{hint}")
+    tensor = source[name]
+    if tensor.dtype not in READABLE_DTYPES:
+        raise CheckpointError(
+            f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}; use a float32, bfloat16 or float16 checkpoint"
+        )
+    tensor = tensor.to(torch.float32)
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{name} holds NaN or infinity; the file is damaged or was saved from a diverged model")
+    return tensor
+
+
+def _assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)

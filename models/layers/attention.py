@@ -1,0 +1,74 @@
+"""Grouped-query attention (https://arxiv.org/abs/2305.13245) over an explicit key/value cache."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models.authoring.config import AttentionConfig
+from models.layers.composite import composite
+from models.layers.kv_cache import update_cache
+from models.layers.rope import apply_rope
+
+
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float, fused: bool = False
+) -> Tensor:
+    """Softmax attention; query head ``n`` reads key/value head ``n // (N / K)``.
+
+    Args:
+        query: ``[B, T, N, H]``.
+        key, value: ``[B, S, K, H]``.
+        mask: ``[B, 1, T, S]``, added to the scaled scores.
+        scale: factor on the scores.
+        fused: mark the region for the converter's fused kernel.
+
+    Returns:
+        ``[B, T, N, H]``.
+    """
+
+    def body(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        group = query.shape[2] // key.shape[2]
+        query = query.transpose(1, 2)
+        key = key.transpose(1, 2).repeat_interleave(group, dim=1)
+        value = value.transpose(1, 2).repeat_interleave(group, dim=1)
+        scores = query @ key.transpose(-1, -2) * scale + mask
+        return (scores.softmax(-1) @ value).transpose(1, 2)
+
+    if fused:
+        return composite(
+            "odml.scaled_dot_product_attention", {"scale": scale}, body, query, key, value, mask
+        )
+    return body(query, key, value, mask)
+
+
+class Attention(nn.Module):
+    """Projections, rotary positions, cache update, attention, output projection."""
+
+    def __init__(self, config: AttentionConfig, width: int, *, fused: bool = False) -> None:
+        super().__init__()
+        query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(width, query_width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(query_width, width, bias=config.output_bias)
+        self.config = config
+        self.fused = fused
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``x`` ``[B, T, D]``, tables ``[T, R/2]``, mask ``[B, 1, T, S]``, positions ``[T]``, caches ``[B, S, K, H]``.
+
+        Returns:
+            The attention output ``[B, T, D]`` and both updated caches.
+        """
+        heads = (*x.shape[:2], -1, self.config.head_dim)
+        query = apply_rope(self.q_proj(x).view(heads), cos, sin)
+        key = apply_rope(self.k_proj(x).view(heads), cos, sin)
+        value = self.v_proj(x).view(heads)
+        k_cache = update_cache(k_cache, key, positions)
+        v_cache = update_cache(v_cache, value, positions)
+        attended = scaled_dot_product_attention(
+            query, k_cache, v_cache, mask, scale=self.config.scale, fused=self.fused
+        )
+        return self.o_proj(attended.flatten(2)), k_cache, v_cache

@@ -1,0 +1,20 @@
+"""Additive attention masks, computed from positions so that one graph serves every prompt length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Added to a blocked score. Finite, so that a sum of two of them stays finite; far enough below any score that the
+#: softmax weight of a blocked position is exactly zero.
+BLOCKED = -0.7 * torch.finfo(torch.float32).max
+
+
+def causal_mask(positions: Tensor, cache_length: int) -> Tensor:
+    """Query at position ``p`` sees cache slots ``0..p``; ``[T]`` -> ``[1, 1, T, S]``.
+
+    Slots beyond the newest position hold padding or stale values; they are blocked for the same reason as the future.
+    """
+    slots = torch.arange(cache_length, dtype=positions.dtype)
+    visible = slots[None, :] <= positions[:, None]
+    return torch.where(visible, 0.0, BLOCKED)[None, None]

@@ -1,0 +1,66 @@
+"""Which families exist. A new one is one line here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+
+from models.authoring.family import Family, Preset
+from models.errors import UnknownModelError
+
+FAMILIES = {
+    "llama": "models.llama",
+    "qwen2": "models.qwen2",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A preset and the family it belongs to."""
+
+    family: Family
+    preset: Preset
+
+    @property
+    def name(self) -> str:
+        return self.preset.name
+
+
+def family(name: str) -> Family:
+    """The family called ``name``.
+
+    Raises:
+        UnknownModelError: no such family.
+    """
+    if name not in FAMILIES:
+        raise UnknownModelError(f"no family is called {name!r}; there are {', '.join(FAMILIES)}")
+    found: Family = import_module(FAMILIES[name]).FAMILY
+    return found
+
+
+def models() -> Iterator[Model]:
+    """Every preset of every family, in table order."""
+    for name in FAMILIES:
+        found = family(name)
+        yield from (Model(found, preset) for preset in found.presets)
+
+
+def get(name: str) -> Model:
+    """The model a person means: a preset, an alias, or a family (its smallest preset).
+
+    Raises:
+        UnknownModelError: nothing is called so; the message names what is close.
+    """
+    if name in FAMILIES:
+        found = family(name)
+        return Model(found, min(found.presets, key=lambda preset: preset.parameters))
+    names: dict[str, Model] = {}
+    for model in models():
+        names |= {known: model for known in (model.name, *model.preset.aliases)}
+    if name in names:
+        return names[name]
+    near = difflib.get_close_matches(name, [*names, *FAMILIES], n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "`parity models` lists them"
+    raise UnknownModelError(f"no model is called {name!r}; {hint}")
