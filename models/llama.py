@@ -119,7 +119,7 @@ _BASE = {
 _TINY = {
     "vocab_size": 320,
     "num_hidden_layers": 3,
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": 2048,
     "torch_dtype": "float32",
     "bos_token_id": 1,
     "eos_token_id": 2,

@@ -39,7 +39,7 @@ _BASE = {
 # The published vocabularies are padded beyond the tokenizer, and so are the tiny ones (320 tokens).
 _TINY = {
     "vocab_size": 336,
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": 2048,
     "torch_dtype": "float32",
     "bos_token_id": 1,
     "eos_token_id": 2,

@@ -1,0 +1,1 @@
+"""Comparing traces: metrics are pure functions, limits one table, verdicts fail closed."""

@@ -1,0 +1,91 @@
+"""The plain conversion: every signature exported whole through litert-torch's core."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from parity import isolated
+from parity.errors import UsageError
+from parity.files import whole_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What to export: which entry points, over how many cache slots."""
+
+    prefill_lengths: tuple[int, ...]
+    cache_length: int
+    prefill_logits: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.prefill_lengths or min(self.prefill_lengths) < 1:
+            raise UsageError("--prefill takes positive lengths")
+        if len(set(self.prefill_lengths)) != len(self.prefill_lengths):
+            raise UsageError("--prefill names the same length twice")
+        if max(self.prefill_lengths) > self.cache_length:
+            raise UsageError(
+                f"--prefill {max(self.prefill_lengths)} does not fit a cache of {self.cache_length}; raise --kv-cache"
+            )
+
+
+def convert(
+    family: str, folder: Path, export: Export, destination: Path, on_progress: isolated.Progress | None = None
+) -> isolated.Finished[None]:
+    """Convert the checkpoint ``folder`` to the float file ``destination``, whole or not at all.
+
+    Raises:
+        ModelError, ParityError: the checkpoint is not usable, or the converter failed.
+    """
+    return isolated.run("converting", conversion(family, folder, export, destination), on_progress)
+
+
+def conversion(family: str, folder: Path, export: Export, destination: Path) -> partial[None]:
+    """The conversion as a job, to be started while other rungs run."""
+    return partial(_convert, family, folder, export, destination)
+
+
+def _convert(
+    family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress
+) -> None:
+    import litert_torch
+
+    import parity.convert.lowerings  # noqa: F401  (teaches the converter this project's operators)
+    from models import registry
+    from models.authoring.signatures import decoder_signatures
+
+    # The converter's dependencies warn about each other; that goes to the job's log, and never stops a conversion.
+    warnings.simplefilter("default")
+    logging.getLogger().setLevel(logging.WARNING)
+    model = registry.family(family).load(folder, fused=True)
+    converter = litert_torch.Converter()
+    for signature in decoder_signatures(
+        model,
+        prefill_lengths=sorted(export.prefill_lengths),
+        cache_length=export.cache_length,
+        prefill_logits=export.prefill_logits,
+    ):
+        converter.add_signature(signature.name, signature.module, sample_kwargs=signature.inputs)
+    progress(0, 1)
+    converted = converter.convert(strict_export=False)
+    with whole_file(destination) as temporary:
+        converted.export(str(temporary))
+
+
+def file_name(model: str, precision: str, export: Export) -> str:
+    """A name that says what the file holds, such as ``smollm-135m_q8_ekv1280.tflite``."""
+    return f"{model}_{precision}_ekv{export.cache_length}.tflite"
+
+
+def default_cache_length(needed: int, multiple: int = 64) -> int:
+    """Cache slots for ``needed`` positions, rounded up."""
+    return -(-needed // multiple) * multiple
+
+
+def usable_prefill_lengths(lengths: Sequence[int], cache_length: int) -> tuple[int, ...]:
+    """The lengths that fit the cache."""
+    return tuple(length for length in lengths if length <= cache_length)

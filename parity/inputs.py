@@ -1,0 +1,158 @@
+"""Prompt sets and their tokens. The only place that reads text and tokenizes it.
+
+A set is a JSON Lines file; every line is an object with ``id``, ``text``, ``continuation`` and optionally
+``prompt_tokens`` (keep only the first so many). The continuation is forced on every rung token by token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from parity import isolated
+from parity.errors import PromptError, UsageError
+
+#: Tokens of the forced continuation; a continuation that is shorter is refused.
+CONTINUATION_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of a set."""
+
+    id: str
+    text: str
+    continuation: str
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A named set; ``sha256`` is of the file's bytes."""
+
+    name: str
+    sha256: str
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """Token ids of a prompt and of its forced continuation."""
+
+    id: str
+    prompt: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+    @property
+    def positions(self) -> int:
+        """Positions at which rungs are compared: all of them."""
+        return len(self.prompt) + len(self.continuation)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every rung is given: the same ids for all."""
+
+    name: str
+    sha256: str
+    tokenizer_sha256: str
+    prompts: tuple[TokenizedPrompt, ...]
+
+    @property
+    def positions(self) -> int:
+        """Compared positions of the whole set."""
+        return sum(prompt.positions for prompt in self.prompts)
+
+    @property
+    def longest(self) -> int:
+        """Cache slots the longest prompt and its continuation need."""
+        return max(prompt.positions for prompt in self.prompts)
+
+
+def read_prompts(name: str) -> PromptSet:
+    """A set of the project by name, or any ``.jsonl`` file by path.
+
+    Raises:
+        UsageError: neither.
+        PromptError: a line is not a prompt, or two have the same id.
+    """
+    source = files("parity") / "prompts" / f"{name}.jsonl"
+    if not source.is_file():
+        if not Path(name).is_file():
+            known = sorted(p.name.removesuffix(".jsonl") for p in (files("parity") / "prompts").iterdir() if p.name.endswith(".jsonl"))
+            raise UsageError(f"no prompt set is called {name!r}; there are {', '.join(known)}, or give a .jsonl file")
+        source = Path(name)
+    content = source.read_bytes()
+    prompts = []
+    for number, line in enumerate(content.decode("utf-8", errors="strict").splitlines(), start=1):
+        try:
+            prompts.append(_prompt(json.loads(line)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise PromptError(f"{name}:{number} is not a prompt ({error}); it needs id, text and continuation") from None
+    if not prompts:
+        raise PromptError(f"{name} holds no prompts; add at least one line")
+    if len({prompt.id for prompt in prompts}) != len(prompts):
+        raise PromptError(f"{name} has two prompts with the same id; ids name recordings, make them different")
+    return PromptSet(Path(name).stem, hashlib.sha256(content).hexdigest(), tuple(prompts))
+
+
+def _prompt(record: dict[str, Any]) -> Prompt:
+    prompt = Prompt(**record)
+    if not (isinstance(prompt.id, str) and isinstance(prompt.text, str) and isinstance(prompt.continuation, str)):
+        raise TypeError("id, text and continuation are strings")
+    if prompt.prompt_tokens is not None and (not isinstance(prompt.prompt_tokens, int) or prompt.prompt_tokens < 1):
+        raise ValueError("prompt_tokens is a positive integer")
+    return prompt
+
+
+def tokenize(prompts: PromptSet, folder: Path, vocab_size: int) -> Inputs:
+    """Token ids of a set, by the tokenizer in the checkpoint folder.
+
+    Raises:
+        PromptError: no tokenizer, an id beyond the vocabulary, or a prompt or continuation of too few tokens.
+    """
+    return isolated.run("tokenizing", partial(_tokenize, prompts, folder, vocab_size)).value
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that decide how text becomes ids."""
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+             "special_tokens_map.json")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _tokenize(prompts: PromptSet, folder: Path, vocab_size: int, progress: isolated.Progress) -> Inputs:
+    from transformers import AutoTokenizer
+
+    from parity.files import sha256_of
+
+    if not tokenizer_files(folder):
+        raise PromptError(f"{folder} has no tokenizer; copy the tokenizer files of the original into it")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise PromptError(f"the tokenizer in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+    tokenized = []
+    for number, prompt in enumerate(prompts.prompts):
+        progress(number, len(prompts.prompts))
+        ids = tokenizer(prompt.text).input_ids[: prompt.prompt_tokens]
+        continuation = tokenizer(prompt.continuation, add_special_tokens=False).input_ids[:CONTINUATION_TOKENS]
+        if not ids:
+            raise PromptError(f"prompt {prompt.id} has no tokens; give it some text")
+        if len(continuation) < CONTINUATION_TOKENS:
+            raise PromptError(
+                f"the continuation of {prompt.id} has {len(continuation)} tokens, {CONTINUATION_TOKENS} are needed; lengthen it"
+            )
+        worst = max([*ids, *continuation])
+        if worst >= vocab_size:
+            raise PromptError(
+                f"the tokenizer in {folder} emits id {worst} for prompt {prompt.id}, the model has {vocab_size} rows; "
+                "the tokenizer belongs to another model"
+            )
+        tokenized.append(TokenizedPrompt(prompt.id, tuple(ids), tuple(continuation)))
+    return Inputs(prompts.name, prompts.sha256, sha256_of(tokenizer_files(folder)), tuple(tokenized))

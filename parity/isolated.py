@@ -1,0 +1,172 @@
+"""Run a job in a process of its own, so that a crash is contained, memory is given back, and its peak is known.
+
+Jobs are forked from a server process that has imported the heavy libraries once and run nothing, which makes a fresh
+process cost milliseconds. What a job's libraries print goes to a log; only its result, its progress and its failure
+come back.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from models.errors import ModelError
+from parity.errors import ParityError, RungError
+
+T = TypeVar("T")
+
+#: Tells how far a job is: steps done, steps in all.
+Progress = Callable[[int, int], None]
+
+#: Imported once by the server that jobs are forked from.
+PRELOAD = ["numpy", "torch", "transformers.modeling_utils", "transformers.generation", "models.authoring.decoder"]
+PRELOAD_CONVERTER = [*PRELOAD, "parity.convert.lowerings"]
+
+
+@dataclass(frozen=True)
+class Finished(Generic[T]):
+    """A job's result, its wall time, and the peak resident memory of its process."""
+
+    value: T
+    seconds: float
+    peak_rss_mb: float
+
+
+class Job(Generic[T]):
+    """A running job. ``result`` waits for it; leaving the ``with`` block ends it whatever happened."""
+
+    def __init__(self, name: str, function: Callable[[Progress], T]) -> None:
+        self.name = name
+        self._log = Path(tempfile.mkstemp(prefix="parity-", suffix=".log")[1])
+        self._began = time.perf_counter()
+        context = multiprocessing.get_context("forkserver")
+        self._connection, theirs = context.Pipe(duplex=False)
+        self._process: ForkServerProcess = context.Process(
+            target=_work, args=(pickle.dumps(function), theirs, str(self._log)), name=name
+        )
+        with _quiet_stderr(self._log):
+            self._process.start()
+        theirs.close()
+
+    def result(self, on_progress: Progress | None = None) -> Finished[T]:
+        """Wait for the job.
+
+        Raises:
+            ParityError, ModelError: what the job itself raised.
+            RungError: the process died, with the signal named, or raised something unexpected.
+        """
+        while True:
+            try:
+                kind, payload = self._connection.recv()
+            except EOFError:
+                raise self._died() from None
+            if kind == "progress" and on_progress:
+                on_progress(*payload)
+            elif kind == "raised":
+                raise payload
+            elif kind == "crashed":
+                raise RungError(f"{self.name} failed: {payload}")
+            elif kind == "done":
+                value, peak = payload
+                self._process.join()
+                return Finished(value, time.perf_counter() - self._began, peak)
+
+    def _died(self) -> RungError:
+        self._process.join()
+        code = self._process.exitcode or 0
+        if code >= 0:
+            return RungError(f"{self.name} ended without a result (exit code {code}){self._last_words()}")
+        name = signal.Signals(-code).name
+        hint = "; the machine may have run out of memory" if -code == signal.SIGKILL else ""
+        return RungError(f"{self.name} was killed by {name}{hint}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        with suppress(OSError):
+            lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+            if lines:
+                return f"; it last said: {lines[-1][:300]}"
+        return ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self._connection.close()
+        self._log.unlink(missing_ok=True)
+
+
+def run(name: str, function: Callable[[Progress], T], on_progress: Progress | None = None) -> Finished[T]:
+    """Run ``function`` (picklable; it is given a progress callback) in its own process and wait for it."""
+    with Job(name, function) as job:
+        return job.result(on_progress)
+
+
+def preload(*, converter: bool) -> None:
+    """Start the server, importing what the coming jobs share. Without it the first job does so."""
+    from multiprocessing import forkserver
+
+    multiprocessing.set_forkserver_preload(PRELOAD_CONVERTER if converter else PRELOAD)
+    with tempfile.NamedTemporaryFile(prefix="parity-", suffix=".log") as log, _quiet_stderr(Path(log.name)):
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _quiet_stderr(log: Path) -> Iterator[None]:
+    """Send file descriptor 2 to ``log`` while the server starts: it inherits it, and its libraries chatter."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _work(pickled: bytes, connection: Connection, log: str) -> None:
+    """The job's process: quiet, immune to the terminal's Ctrl-C (the parent ends it), gone when the parent is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Path(log).open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        function: Callable[[Progress], Any] = pickle.loads(pickled)  # noqa: S301  (our own parent wrote it)
+        value = function(lambda done, total: connection.send(("progress", (done, total))))
+        connection.send(("done", (value, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)))
+    except (ParityError, ModelError) as error:
+        connection.send(("raised", error))
+    except Exception as error:  # noqa: BLE001  (whatever it is becomes an ERROR verdict with its cause)
+        traceback.print_exc()
+        connection.send(("crashed", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
+    finally:
+        connection.close()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

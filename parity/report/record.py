@@ -1,0 +1,119 @@
+"""The record of a run: what was compared, how far apart, and what that means. Its JSON form is a contract."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from parity.compare.verdict import Edge, Verdict, worst
+from parity.errors import UsageError
+from parity.files import whole_file
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungRecord:
+    """A rung that was run: what it cost, and the file it ran, if any."""
+
+    name: str
+    seconds: float | None = None
+    peak_rss_mb: float | None = None
+    artifact: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One model's run."""
+
+    model: str
+    family: str
+    weights: Mapping[str, Any]
+    prompt_set: Mapping[str, Any]
+    rungs: Sequence[RungRecord]
+    edges: Sequence[Edge]
+    generation: Sequence[Mapping[str, Any]]
+    environment: Mapping[str, Any]
+    seconds: float
+    cause: str | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of the edges; a run that ended early is an ERROR whatever was judged before."""
+        return Verdict.ERROR if self.cause else worst(edge.verdict for edge in self.edges)
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's object. Figures that are not finite become null; JSON has no name for them."""
+        fields = asdict(self)
+        ordered = ("model", "family", "weights", "prompt_set", "rungs", "edges", "generation")
+        tail = {"verdict": self.verdict, "cause": self.cause, "environment": self.environment, "seconds": self.seconds}
+        whole = {"schema_version": SCHEMA_VERSION, **{key: fields[key] for key in ordered}, **tail}
+        cleaned: dict[str, Any] = _finite(whole)
+        return cleaned
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Report:
+        """Read the contract's object back.
+
+        Raises:
+            UsageError: it is not one.
+        """
+        try:
+            if record["schema_version"] != SCHEMA_VERSION:
+                raise UsageError(f"schema_version {record['schema_version']} is not {SCHEMA_VERSION}; run the check again")
+            edges = [Edge(**{**edge, "verdict": Verdict(edge["verdict"])}) for edge in record["edges"]]
+            kept = {key: record[key] for key in ("model", "family", "weights", "prompt_set", "generation", "environment")}
+            rungs = [RungRecord(**rung) for rung in record["rungs"]]
+            return cls(**kept, rungs=rungs, edges=edges, seconds=record["seconds"], cause=record.get("cause"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"this is not a report ({type(error).__name__}: {error}); run the check again") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def overall(reports: Sequence[Report]) -> Verdict:
+    """The verdict of several models together."""
+    return worst(report.verdict for report in reports)
+
+
+def write_json(reports: Sequence[Report], path: Path) -> None:
+    """One object for one model, else all under ``models``."""
+    if len(reports) == 1:
+        document: dict[str, Any] = reports[0].to_json()
+    else:
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "models": [report.to_json() for report in reports],
+            "verdict": overall(reports),
+        }
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> list[Report]:
+    """The reports of a file that ``write_json`` wrote.
+
+    Raises:
+        UsageError: it is missing or not such a file.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} is not there; `parity check MODEL --json {path}` writes it") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not a report ({error}); run the check again") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{path} is not a report; run the check again")
+    return [Report.from_json(record) for record in document.get("models", [document])]

@@ -1,0 +1,100 @@
+"""What a runner is, and the one loop that drives every runner over the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from parity import isolated
+from parity.inputs import Inputs, TokenizedPrompt
+from parity.trace import Logits, PromptTrace, Trace
+
+
+class Session(Protocol):
+    """A loaded model with one key/value cache."""
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        """Start over with ``tokens`` at positions 0..T-1; logits ``[T, V]`` at every one of them."""
+
+    def decode(self, token: int) -> Logits:
+        """One more token through the cache; logits ``[V]``."""
+
+
+class Runner(Protocol):
+    """A rung's model, not yet loaded. Picklable, so that it can be opened in another process."""
+
+    @property
+    def name(self) -> str:
+        """The rung's name."""
+
+    def open(self) -> AbstractContextManager[Session]:
+        """Load the model; it is freed when the context ends."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A rung's trace and what it cost."""
+
+    trace: Trace
+    seconds: float
+    peak_rss_mb: float
+
+
+def record(
+    runner: Runner, inputs: Inputs, folder: Path, *, generate: int, on_progress: isolated.Progress | None = None
+) -> Recorded:
+    """Run ``runner`` over all inputs in its own process; the trace goes through a file in ``folder``.
+
+    ``generate`` is how many tokens to generate freely after each prompt.
+
+    Raises:
+        RungError, ModelError: the rung could not be run to its end.
+    """
+    path = folder / f"{runner.name}.safetensors"
+    finished = isolated.run(runner.name, partial(_record, runner, inputs, path, generate), on_progress)
+    return Recorded(Trace.load(path), finished.seconds, finished.peak_rss_mb)
+
+
+def _record(runner: Runner, inputs: Inputs, path: Path, generate: int, progress: isolated.Progress) -> None:
+    total = sum(1 + len(prompt.continuation) + generate for prompt in inputs.prompts)
+    done = 0
+    prompts = {}
+    with runner.open() as session:
+        for prompt in inputs.prompts:
+            for result in _answer(session, prompt, generate):
+                done += 1
+                progress(done, total)
+                prompts[prompt.id] = result
+    Trace(prompts).save(path)
+
+
+def _answer(session: Session, prompt: TokenizedPrompt, generate: int) -> Iterator[PromptTrace]:
+    """Teacher forcing, then free running. Yields after every call of the model; the last one is complete."""
+    prefill = session.prefill(prompt.prompt)
+    decoded: list[Logits] = []
+    empty = np.empty((0, prefill.shape[-1]), prefill.dtype)
+    yield PromptTrace(prefill, empty)
+    for token in prompt.continuation:
+        decoded.append(session.decode(token))
+        yield PromptTrace(prefill, empty)
+    forced = PromptTrace(prefill, np.stack(decoded))
+    yield forced
+    if not generate:
+        return
+    ids: list[int] = []
+    margins: list[float] = []
+    logits = session.prefill(prompt.prompt)[-1]
+    while True:
+        second, best = np.argpartition(logits, -2)[-2:]
+        ids.append(int(best))
+        margins.append(float(logits[best] - logits[second]))
+        yield PromptTrace(forced.prefill, forced.decode, tuple(ids), tuple(margins))
+        if len(ids) == generate:
+            return
+        logits = session.decode(ids[-1])

@@ -1,0 +1,102 @@
+"""What a runner recorded: logits at every position of every prompt. On disk one safetensors file; goldens are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity.errors import RungError
+from parity.files import whole_file
+from parity.inputs import Inputs
+
+#: Where in a prompt logits were computed: the whole prompt at once, or token by token through the cache.
+PHASES = ("prefill", "decode")
+
+Logits = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class PromptTrace:
+    """Logits of one prompt: ``prefill`` ``[T, V]`` over the prompt, ``decode`` ``[C, V]`` over its continuation.
+
+    ``generated`` holds the ids of free-running greedy generation from the prompt, ``margins`` the distance between the
+    two best logits at each of them.
+    """
+
+    prefill: Logits
+    decode: Logits
+    generated: tuple[int, ...] = ()
+    margins: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All prompts of a set, by id."""
+
+    prompts: Mapping[str, PromptTrace]
+
+    def save(self, path: Path, dtype: type[np.floating] | None = None) -> None:
+        """Write the trace, whole or not at all; ``dtype`` rounds the logits for storage."""
+        from safetensors.numpy import save_file
+
+        tensors = {}
+        for name, prompt in self.prompts.items():
+            for phase in PHASES:
+                logits = getattr(prompt, phase)
+                tensors[f"{name}/{phase}"] = np.ascontiguousarray(logits if dtype is None else logits.astype(dtype))
+            tensors[f"{name}/generated"] = np.asarray(prompt.generated, dtype=np.int64)
+            tensors[f"{name}/margins"] = np.asarray(prompt.margins, dtype=np.float64)
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        """Read a trace back.
+
+        Raises:
+            RungError: the file is missing, truncated, or not a trace.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            tensors = load_file(path)
+            names = dict.fromkeys(key.rpartition("/")[0] for key in tensors)
+            return cls(
+                {
+                    name: PromptTrace(
+                        prefill=tensors[f"{name}/prefill"],
+                        decode=tensors[f"{name}/decode"],
+                        generated=tuple(tensors[f"{name}/generated"].tolist()),
+                        margins=tuple(tensors[f"{name}/margins"].tolist()),
+                    )
+                    for name in names
+                }
+            )
+        except (OSError, SafetensorError, KeyError) as error:
+            raise RungError(f"{path} is not a trace ({error}); record it again") from None
+
+    def check(self, inputs: Inputs, vocab_size: int, who: str) -> None:
+        """Refuse a trace that does not cover the inputs or cannot have come from a working model.
+
+        Raises:
+            RungError: a prompt missing or extra, a wrong shape, NaN or infinity, or logits that are all alike.
+        """
+        if set(self.prompts) != {prompt.id for prompt in inputs.prompts}:
+            raise RungError(f"{who} did not answer every prompt of {inputs.name}, or answered others")
+        for prompt in inputs.prompts:
+            for phase, count in zip(PHASES, (len(prompt.prompt), len(prompt.continuation)), strict=True):
+                logits: Logits = getattr(self.prompts[prompt.id], phase)
+                where = f"{who}, prompt {prompt.id}, {phase}"
+                if logits.shape != (count, vocab_size):
+                    raise RungError(f"{where}: logits of shape {list(logits.shape)}, expected {[count, vocab_size]}")
+                if not np.issubdtype(logits.dtype, np.floating):
+                    raise RungError(f"{where}: logits are {logits.dtype}, expected floating point")
+                if bad := np.flatnonzero(~np.isfinite(logits).all(axis=1)).tolist():
+                    raise RungError(f"{where}: NaN or infinity at {len(bad)} of {count} positions, first at {bad[0]}")
+                if flat := np.flatnonzero(np.ptp(logits, axis=1) == 0).tolist():
+                    raise RungError(f"{where}: every logit is the same at position {flat[0]}")

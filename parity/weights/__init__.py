@@ -1,0 +1,157 @@
+"""Where a model's weights come from: drawn (``tiny``, ``synthetic``), downloaded (``hub``), or a local folder.
+
+Whatever the kind, the rest of the project sees a local checkpoint folder in the hub's layout.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from models.authoring.checkpoint import INDEX, SINGLE, weight_files
+from models.authoring.hf_config import HFConfig
+from models.errors import CheckpointError
+from models.registry import Model
+from parity import isolated
+from parity.errors import UsageError, WeightsError
+from parity.files import sha256_of, whole_folder
+from parity.weights.draw import Drawn, plan, write_safetensors
+
+KINDS = ("tiny", "synthetic", "hub")
+#: Bytes of weights in one shard of a synthetic checkpoint.
+SHARD_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A local checkpoint folder and what identifies it.
+
+    ``label`` is short and stable (the kind, or the folder's name for a path); ``sha256`` covers the weight files.
+    """
+
+    kind: str
+    label: str
+    folder: Path
+    sha256: str
+    revision: str | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weight files."""
+        return sum(path.stat().st_size for path in weight_files(self.folder))
+
+
+def resolve(model: Model, weights: str, on_progress: isolated.Progress | None = None) -> Weights:
+    """The checkpoint that ``weights`` means for ``model``.
+
+    Raises:
+        UsageError: a path that is not a folder.
+        WeightsError: a drawn checkpoint differs from its committed hash, or a download failed.
+        ModelError: a local folder without a usable configuration or weights.
+    """
+    revision = None
+    label = weights
+    if weights in ("tiny", "synthetic"):
+        folder, sha256 = _drawn(model, tiny=weights == "tiny", on_progress=on_progress)
+        return Weights(weights, label, folder, sha256, revision)
+    if weights == "hub":
+        from parity.weights.hub import download
+
+        folder, revision = download(model.preset.repo, model.preset.revision)
+    else:
+        folder = Path(weights).expanduser().resolve()
+        if not folder.is_dir():
+            raise UsageError(f"{weights} is not a folder; --weights takes {', '.join(KINDS)} or a checkpoint folder")
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"{folder} has no config.json; point --weights to a checkpoint folder in the hub's layout")
+        label = folder.name
+    model.family.config_from(HFConfig.load(folder))  # refuse what cannot be carried out before anything heavy starts
+    kind = weights if weights in KINDS else "path"
+    return Weights(kind, label, folder, sha256_of(weight_files(folder)), revision)
+
+
+def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -> tuple[Path, str]:
+    """The folder of a drawn checkpoint and its SHA-256: made on first use, and again whenever it is not as made."""
+    import platformdirs
+
+    kind = "tiny" if tiny else "synthetic"
+    folder = platformdirs.user_cache_path("parity", appauthor=False) / "weights" / kind / model.name
+    if sha256 := _intact(folder, model.preset.values(tiny=tiny)):
+        return folder, sha256
+    shutil.rmtree(folder, ignore_errors=True)
+    with whole_folder(folder) as temporary:
+        job = partial(write_checkpoint, temporary, model, tiny=tiny)
+        sha256 = isolated.run(f"drawing {kind} weights", job, on_progress).value
+    return folder, sha256
+
+
+def _intact(folder: Path, values: Mapping[str, Any]) -> str | None:
+    """The SHA-256 of a drawn checkpoint if it is there, was made by this code from these values, and is untouched."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        as_made = manifest["config"] == values and manifest["drawing"] == drawing_version()
+        sha256 = sha256_of(weight_files(folder)) if as_made else None
+    except (OSError, ValueError, KeyError, CheckpointError):
+        return None
+    return sha256 if as_made and sha256 == manifest["sha256"] else None
+
+
+def drawing_version() -> str:
+    """Identifies the code that draws, so that checkpoints drawn by older code are drawn again."""
+    return sha256_of([Path(__file__).with_name("draw.py")])[:16]
+
+
+def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *, tiny: bool) -> str:
+    """Draw a whole checkpoint into ``folder``: config, tokenizer, weights, manifest; returns the weights' SHA-256."""
+    from models.authoring.weight_map import original_layout
+
+    values = model.preset.values(tiny=tiny)
+    config = model.family.config_from(HFConfig(values, model.name))
+    meta = model.family.build(config, device="meta")
+    shapes = {name: tuple(t.shape) for name, t in original_layout(meta, model.family.weight_map(config)).items()}
+    seed = f"{model.name}/{'tiny' if tiny else 'synthetic'}"
+    dtype = str(values["torch_dtype"])
+    shards = _shards(plan(shapes, seed), itemsize=4 if dtype == "float32" else 2)
+    for number, (name, tensors) in enumerate(shards.items()):
+        progress(number, len(shards))
+        write_safetensors(folder / name, tensors, dtype=dtype, seed=seed)
+    if len(shards) > 1:
+        index = {drawn.name: name for name, tensors in shards.items() for drawn in tensors}
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=1))
+    (folder / "config.json").write_text(json.dumps(values, indent=1))
+    _copy_tokenizer(folder)
+    sha256 = sha256_of(weight_files(folder))
+    manifest = {"config": values, "drawing": drawing_version(), "sha256": sha256}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    return sha256
+
+
+def _shards(tensors: list[Drawn], itemsize: int) -> dict[str, list[Drawn]]:
+    shards: list[list[Drawn]] = [[]]
+    filled = 0
+    for drawn in tensors:
+        size = itemsize * math.prod(drawn.shape)
+        if shards[-1] and filled + size > SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(drawn)
+        filled += size
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i + 1:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards)}
+
+
+def _copy_tokenizer(folder: Path) -> None:
+    with as_file(files("parity") / "assets" / "tiny_tokenizer") as source:
+        found = sorted(Path(source).glob("*.json"))
+        if not found:
+            raise WeightsError("the tiny tokenizer is missing from the installation; install the project again")
+        for path in found:
+            shutil.copyfile(path, folder / path.name)
