@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.authoring.hf_config import HFConfig
-from models.errors import ModelError
+from models.errors import ModelError, UnknownModelError
 from models.registry import Model
 from parity import environment, isolated
 from parity.compare.generation import compare_generation
@@ -33,12 +33,13 @@ from parity.runners.reauthored import Reauthored
 from parity.trace import Trace
 from parity.weights import Weights, resolve
 
-#: Prefill signatures of a check unless told otherwise: a prompt of any length is padded or cut into pieces by them.
-PREFILL_LENGTHS = (16, 64)
+#: Prefill signatures of a check unless told otherwise. One short one: most prompts are cut into pieces and padded by it.
+PREFILL_LENGTHS = (16,)
 #: Tokens of free-running generation compared after each prompt.
 GENERATED_TOKENS = 8
-#: Weights up to this size are converted while the original runs; larger ones wait, so that memory holds only one of them.
-CONVERT_ALONGSIDE_BYTES = 64_000_000
+#: Weights up to this size are converted while the original runs, each on one thread, which is faster than two threads in
+#: turn. Larger ones wait, so that memory holds only one of them.
+SMALL_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ class _Run:
         """What cannot be had for the whole run is the run's ERROR; wrong use stays the caller's business."""
         try:
             yield
-        except UsageError:
+        except (UsageError, UnknownModelError):
             raise
         except (ParityError, ModelError) as error:
             self.cause = str(error)
@@ -175,12 +176,14 @@ class _Run:
         plan = self.request.plan
         float_file = scratch / "float.tflite"
         job = conversion(self.request.model.family.name, weights.folder, self.export, float_file)
-        small = weights.size <= CONVERT_ALONGSIDE_BYTES
+        small = weights.size <= SMALL_BYTES
+        self.threads = 1 if small else environment.threads()
         early = isolated.Job("converting", job) if plan.exports and small else None
         try:
             reference = self.refer(weights, inputs, scratch)
             if plan.reauthored:
-                runner = Reauthored(self.request.model.family.name, weights.folder, self.export.cache_length)
+                family = self.request.model.family.name
+                runner = Reauthored(family, weights.folder, self.export.cache_length, self.threads)
                 self.judge_rung(runner, inputs, reference, scratch)
             if plan.exports:
                 self.judge_files(early or isolated.Job("converting", job), float_file, inputs, reference, scratch)
@@ -193,8 +196,8 @@ class _Run:
         if self.request.golden:
             with self.reporter.step("golden"):
                 return self.request.golden.replay(self.request.model, weights, inputs)
-        oracle = self.run_rung(Original(weights.folder, "float64"), inputs, scratch)
-        original = self.run_rung(Original(weights.folder), inputs, scratch)
+        oracle = self.run_rung(Original(weights.folder, "float64", self.threads), inputs, scratch)
+        original = self.run_rung(Original(weights.folder, "float32", self.threads), inputs, scratch)
         floor = NoiseFloor.measure(oracle.trace, original.trace)
         reference = Reference("original64", oracle.trace, floor)
         self.compare("original", original, inputs, reference)
@@ -238,7 +241,7 @@ class _Run:
             "cache_length": self.export.cache_length,
             **facts,
         }
-        self.judge_rung(LiteRT(name, path, environment.threads()), inputs, reference, scratch, artifact)
+        self.judge_rung(LiteRT(name, path, self.threads), inputs, reference, scratch, artifact)
 
     def judge_rung(
         self,

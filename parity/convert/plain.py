@@ -52,7 +52,10 @@ def conversion(family: str, folder: Path, export: Export, destination: Path) -> 
 def _convert(
     family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress
 ) -> None:
+    import gc
+
     import litert_torch
+    import torch
 
     import parity.convert.lowerings  # noqa: F401  (teaches the converter this project's operators)
     from models import registry
@@ -61,6 +64,8 @@ def _convert(
     # The converter's dependencies warn about each other; that goes to the job's log, and never stops a conversion.
     warnings.simplefilter("default")
     logging.getLogger().setLevel(logging.WARNING)
+    gc.disable()  # this process ends with the conversion; collecting its many small graph objects costs a seventh of it
+    torch.set_num_threads(1)  # tracing computes nothing large, and other rungs may be running beside it
     model = registry.family(family).load(folder, fused=True)
     converter = litert_torch.Converter()
     for signature in decoder_signatures(

@@ -18,6 +18,7 @@ class Original:
 
     folder: Path
     precision: Literal["float32", "float64"] = "float32"
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -28,7 +29,8 @@ class Original:
         """Load with the library's own reader, which must place every tensor and initialize none."""
         import torch
 
-        with torch.inference_mode(), everything_float64() if self.precision == "float64" else nullcontext():
+        torch.set_num_threads(self.threads)
+        with torch.no_grad(), everything_float64() if self.precision == "float64" else nullcontext():
             yield OriginalSession(self._load(getattr(torch, self.precision)))
 
     def _load(self, dtype: Any) -> Any:

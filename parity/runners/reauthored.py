@@ -23,6 +23,7 @@ class Reauthored:
     family: str
     folder: Path
     cache_length: int
+    threads: int = 1
     name: str = "reauthored"
 
     @contextmanager
@@ -32,6 +33,7 @@ class Reauthored:
 
         from models import registry
 
+        torch.set_num_threads(self.threads)
         model = registry.family(self.family).load(self.folder)
         with torch.inference_mode():
             yield ReauthoredSession(model, self.cache_length)

@@ -98,6 +98,7 @@ class Answer(BaseHTTPRequestHandler):
     """The few endpoints that the client uses: repository information, file listing, files."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     hub: Hub
 
     def do_GET(self) -> None:
@@ -114,7 +115,8 @@ class Answer(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, {name.lower(): value for name, value in self.headers.items()}))
         for part, (status, code) in self.hub.refuse.items():
             if part in path:
-                return self.reply(status, b"", {"X-Error-Code": code} if code else {})
+                body = b"<html>" if status == 200 else b'{"error": "said\\nin two lines"}'
+                return self.reply(status, body, {"X-Error-Code": code} if code else {})
         if path.startswith(f"/api/models/{REPO}/revision/"):
             info = {"id": REPO, "sha": self.hub.commit, "siblings": [{"rfilename": name} for name in self.hub.files]}
             return self.reply(200, json.dumps(info).encode())
@@ -387,10 +389,12 @@ def test_missing_revision(hub: Hub, tmp_path: Path, *, cached: bool) -> None:
     assert_one_line(download(tmp_path, hub.url, "main"), "at main", "no such revision", f"{hub.url}/{REPO}")
 
 
-def test_refused_token(hub: Hub, tmp_path: Path) -> None:
-    """A token that the hub does not accept sends to its permissions and to logging in again."""
-    hub.refuse[REPO] = (401, "")
-    assert_one_line(download(tmp_path, hub.url, HF_TOKEN="hf_old"), "token", "permissions", "hf auth login")
+@pytest.mark.parametrize(("where", "said"), [("/api/", "401: said in two lines"), ("/resolve/", "403")])
+def test_refused_token(hub: Hub, tmp_path: Path, where: str, said: str) -> None:
+    """A token that the hub does not accept, or not for the files, sends to its permissions and to logging in again."""
+    hub.refuse[where] = (int(said[:3]), "")
+    got = download(tmp_path, hub.url, HF_TOKEN="hf_old")
+    assert_one_line(got, f"({said})", "permissions", "hf auth login")
 
 
 @pytest.mark.parametrize("revision", ["main", COMMIT])
