@@ -1,12 +1,17 @@
 """Weights drawn from a seed, bit-identical on every machine.
 
-Each tensor has its own counter-based stream (Philox, keyed by the tensor's name), so tensors and parts of tensors can
-be drawn in any order. The raw 64-bit integers become floats by exact arithmetic: four 16-bit parts are summed (an
-integer, close to normally distributed) and multiplied once by a float32 scale.
+Each tensor has its own counter-based streams (Philox, keyed by the tensor's name), so tensors can be drawn in any order.
+The raw 64-bit integers become values by exact arithmetic: four 16-bit parts are summed (an integer, close to normally
+distributed), integers are multiplied and added in float64 far below 2**53, and the result is scaled once in float32.
 
-The statistics imitate a trained model's: gains around 1 and biases off 0 (a fresh initialization hides bugs), scores
-with some contrast, a few outlier channels in the residual stream (what breaks quantization), and a head scaled so that
-the next-token distribution is peaked.
+The statistics imitate a trained model's, because an untrained one hides bugs and makes quantization look hopeless:
+
+- gains around 1 and biases off 0;
+- the residual stream lives mostly in a subspace of few dimensions: what writes to it writes there, what reads from it
+  listens there, so that rounding errors (which go everywhere) are heard less than the signal;
+- the first block writes more than the later ones;
+- a few outlier channels, which is what breaks quantization;
+- a head scaled so that the next-token distribution is peaked.
 """
 
 from __future__ import annotations
@@ -14,69 +19,82 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Next-token entropy that the head's scale aims at, in nats (a trained model averages 1.5 to 3 on text).
-TARGET_ENTROPY = 2.0
+#: Dimensions of the subspace, and the strength of full-rank noise beside it.
+RANK = 12
+NOISE = 1
 #: Residual channels that every block writes to more strongly than to the others, and by how much.
 OUTLIER_CHANNELS = 3
-OUTLIER_FACTOR = 5.0
+OUTLIER_FACTOR = 4.0
+#: How much blocks after the first write, relative to the first.
+LATER_BLOCKS = 0.5
 #: q and k together raise the scores' standard deviation to about the square of this.
-SCORE_CONTRAST = 1.5
+SCORE_CONTRAST = 1.2
 #: Elements drawn at a time; bounds memory whatever the tensor's size.
 CHUNK = 1 << 22
 
 _SUM_MEAN = 2 * 65535  # of four uniform 16-bit integers
 _SUM_STD = math.sqrt(4 * (65536**2 - 1) / 12)
+_WRITES_TO_STREAM = re.compile(r"\.(o_proj|down_proj)\.")
+_READS_QUERY_OR_KEY = re.compile(r"\.(q_proj|k_proj)\.")
+_TABLE = re.compile(r"(^|\.)(embed_tokens|lm_head)\.")
+_LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A tensor to draw: its name and shape, and the standard deviation around ``centre`` of its values."""
+    """A tensor to draw.
+
+    ``kind`` is ``vector`` (independent values around ``centre``), ``reader`` (rows listen to the stream, which is the
+    last axis) or ``writer`` (rows are stream channels). ``std`` is of the elements.
+    """
 
     name: str
     shape: tuple[int, ...]
-    centre: float
+    kind: Literal["vector", "reader", "writer"]
     std: float
+    centre: float = 0.0
     outlier_rows: tuple[int, ...] = ()
 
 
 def plan(layout: Mapping[str, tuple[int, ...]], seed: str) -> list[Drawn]:
     """How every tensor of a checkpoint is drawn, from the published names and shapes alone."""
-    width = next(shape[-1] for name, shape in layout.items() if _is_table(name))
+    width = next(shape[-1] for name, shape in layout.items() if _TABLE.search(name))
     outliers = _outlier_channels(width, seed)
-    return [_planned(name, shape, width, outliers) for name, shape in layout.items()]
+    return [_planned(name, shape, outliers) for name, shape in layout.items()]
 
 
-def _is_table(name: str) -> bool:
-    return any(word in name for word in ("embed_tokens", "lm_head"))
-
-
-def _planned(name: str, shape: tuple[int, ...], width: int, outliers: tuple[int, ...]) -> Drawn:
+def _planned(name: str, shape: tuple[int, ...], outliers: tuple[int, ...]) -> Drawn:
     if name.endswith(".bias"):
-        return Drawn(name, shape, 0.0, 0.2)
+        return Drawn(name, shape, "vector", 0.2)
     if len(shape) == 1:
-        return Drawn(name, shape, 1.0, 0.1)
-    if _is_table(name):
-        return Drawn(name, shape, 0.0, _logit_std(shape[0]) / math.sqrt(width))
-    std = 1 / math.sqrt(shape[-1])
-    if any(word in name for word in ("q_proj", "k_proj")):
-        std *= SCORE_CONTRAST
-    writes_to_stream = any(word in name for word in ("o_proj", "down_proj"))
-    return Drawn(name, shape, 0.0, std, outliers if writes_to_stream else ())
+        return Drawn(name, shape, "vector", 0.1, centre=1.0)
+    if _WRITES_TO_STREAM.search(name):
+        layer = _LAYER.search(name)
+        strength = 1.0 if layer is None or int(layer[1]) == 0 else LATER_BLOCKS
+        return Drawn(name, shape, "writer", strength / math.sqrt(shape[-1]), outlier_rows=outliers)
+    # A unit signal in the subspace comes out of a row of unit elements this much larger.
+    width = shape[-1]
+    heard = math.sqrt((width**2 + NOISE**2 * width) / (RANK + NOISE**2))
+    if _TABLE.search(name):
+        return Drawn(name, shape, "reader", _logit_std(shape[0]) / heard)
+    return Drawn(name, shape, "reader", (SCORE_CONTRAST if _READS_QUERY_OR_KEY.search(name) else 1.0) / heard)
 
 
 def _logit_std(vocabulary: int) -> float:
-    """Spread of normal logits whose softmax has the target entropy: ``H = ln V - std^2 / 2``.
+    """Around ``sqrt(2 ln V)`` normal logits, however many, settle on a few candidates; a tenth more gives 2 to 3 nats.
 
     Rounded, so that the last bit of a platform's logarithm does not matter.
     """
-    return round(math.sqrt(2 * (math.log(vocabulary) - TARGET_ENTROPY)), 3)
+    return round(1.1 * math.sqrt(2 * math.log(vocabulary)), 3)
 
 
 def _outlier_channels(width: int, seed: str) -> tuple[int, ...]:
@@ -88,22 +106,47 @@ def _stream(key: str) -> np.random.Philox:
     return np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little"))
 
 
+def _integers(stream: np.random.Philox, rows: int, columns: int) -> NDArray[np.float64]:
+    """Integers (held in float64) of mean 0 and standard deviation ``_SUM_STD``, ``[rows, columns]``."""
+    parts = stream.random_raw(rows * columns).astype("<u8", copy=False).view("<u2").reshape(rows, columns, 4)
+    return parts.sum(axis=2, dtype=np.int32).astype(np.float64) - _SUM_MEAN
+
+
+def _subspace(width: int, seed: str) -> NDArray[np.float64]:
+    """The stream's directions: random signs ``[width, RANK]``, the same for every tensor that touches the stream."""
+    raw = _stream(f"{seed}/subspace/{width}").random_raw(width * RANK)
+    return np.where(raw & np.uint64(1), 1.0, -1.0).reshape(width, RANK)
+
+
 def values(drawn: Drawn, seed: str) -> Iterator[NDArray[np.float32]]:
     """The tensor's values in row-major order, flat, a bounded number at a time."""
-    stream = _stream(f"{seed}/{drawn.name}")
-    scale = np.float32(drawn.std / _SUM_STD)
-    row = math.prod(drawn.shape[1:])
-    rows_at_once = max(1, CHUNK // row)
-    for first in range(0, drawn.shape[0], rows_at_once):
-        rows = min(rows_at_once, drawn.shape[0] - first)
-        parts = stream.random_raw(rows * row).astype("<u8", copy=False).view("<u2").reshape(-1, 4)
-        sums = parts.sum(axis=1, dtype=np.int32) - np.int32(_SUM_MEAN)
-        chunk = sums.astype(np.float32) * scale + np.float32(drawn.centre)
+    noise = _stream(f"{seed}/{drawn.name}")
+    if drawn.kind == "vector":
+        yield _scaled(_integers(noise, 1, drawn.shape[0]), drawn.std) + np.float32(drawn.centre)
+        return
+    rows, columns = drawn.shape
+    factors = _stream(f"{seed}/{drawn.name}/factors")
+    directions = _subspace(rows if drawn.kind == "writer" else columns, seed)
+    written = _integers(factors, columns, RANK) if drawn.kind == "writer" else None
+    std = drawn.std / math.sqrt(RANK + NOISE**2)
+    step = max(1, CHUNK // columns)
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        integers = _integers(noise, count, columns) * NOISE
+        if written is None:
+            integers += _integers(factors, count, RANK) @ directions.T
+        else:
+            integers += directions[first : first + count] @ written.T
+        chunk = _scaled(integers, std)
         for outlier in drawn.outlier_rows:
-            if first <= outlier < first + rows:
-                start = (outlier - first) * row
-                chunk[start : start + row] *= np.float32(OUTLIER_FACTOR)
-        yield chunk
+            if first <= outlier < first + count:
+                chunk[outlier - first] *= np.float32(OUTLIER_FACTOR)
+        yield chunk.reshape(-1)
+
+
+def _scaled(integers: NDArray[np.float64], std: float) -> NDArray[np.float32]:
+    """Integers below 2**24 are exact in float32, so this is one rounding."""
+    return integers.astype(np.float32) * np.float32(std / _SUM_STD)
 
 
 def _as_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

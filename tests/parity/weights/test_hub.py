@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ class Hub:
     commit: str = COMMIT
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)  # part of a path -> status, X-Error-Code
     cut: dict[str, str] = field(default_factory=dict)  # file -> "close" or "reset", once, in the middle
+    chunked: str = ""  # a file that is kept in the hub's chunk store, which does not have it
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
     def asked(self, part: str = "", method: str = "") -> list[tuple[str, str, dict[str, str]]]:
@@ -126,6 +128,9 @@ class Answer(BaseHTTPRequestHandler):
                 for name, data in self.hub.files.items()
             ]
             return self.reply(200, json.dumps(entries).encode())
+        if path == "/chunk-store-token":
+            access = {"X-Xet-Cas-Url": f"{self.hub.url}/chunks", "X-Xet-Access-Token": "x"}
+            return self.reply(200, b"", {**access, "X-Xet-Token-Expiration": str(int(time.time()) + 600)})
         prefix = f"/{REPO}/resolve/{self.hub.commit}/"
         if path.startswith(prefix) and (name := path.removeprefix(prefix)) in self.hub.files:
             return self.reply_file(name)
@@ -134,6 +139,8 @@ class Answer(BaseHTTPRequestHandler):
     def reply_file(self, name: str) -> None:
         data = self.hub.files[name]
         headers = {"ETag": f'"{digest(data)}"', "X-Repo-Commit": self.hub.commit, "Accept-Ranges": "bytes"}
+        if name == self.hub.chunked:
+            headers |= {"X-Xet-Hash": "a" * 64, "X-Xet-Refresh-Route": f"{self.hub.url}/chunk-store-token"}
         if self.command == "GET" and (wanted := self.headers.get("Range")):
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
@@ -357,6 +364,14 @@ def test_interrupted_download_leaves_nothing_corrupt(hub: Hub, tmp_path: Path) -
     second = download(tmp_path, hub.url)
     assert contents(second.folder) == wanted
     assert {path.rpartition("/")[2] for _, path, _ in hub.asked("/resolve/", "GET")} == wanted.keys() - left.keys()
+
+
+def test_chunk_store_fails(hub: Hub, tmp_path: Path) -> None:
+    """The hub's chunk store has a client of its own (hf_xet), whose failures read like the others'."""
+    hub.chunked = "model-1.safetensors"
+    assert_one_line(download(tmp_path, hub.url), "broke off", "404", "try again")
+    assert hub.asked("/chunks/")
+    assert not list(tmp_path.rglob("*.incomplete"))
 
 
 def test_half_a_download_is_not_used_offline(hub: Hub, nowhere: str, tmp_path: Path) -> None:
