@@ -100,8 +100,8 @@ def block_weights(block: BlockConfig) -> list[Operation]:
         ("mlp.down_proj", "mlp.down_proj", block.mlp.bias),
     ]
     for source, target, bias in linears:
-        for kind in ("weight", "bias") if bias else ("weight",):
-            rows.append(Rename(f"{layer}{source}.{kind}", f"blocks.{{}}.{target}.{kind}"))
+        kinds = ("weight", "bias") if bias else ("weight",)
+        rows += [Rename(f"{layer}{source}.{kind}", f"blocks.{{}}.{target}.{kind}") for kind in kinds]
     return rows
 
 

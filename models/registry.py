@@ -58,7 +58,7 @@ def get(name: str) -> Model:
         return Model(found, min(found.presets, key=lambda preset: preset.parameters))
     names: dict[str, Model] = {}
     for model in models():
-        names |= {known: model for known in (model.name, *model.preset.aliases)}
+        names |= dict.fromkeys((model.name, *model.preset.aliases), model)
     if name in names:
         return names[name]
     near = difflib.get_close_matches(name, [*names, *FAMILIES], n=3, cutoff=0.5)

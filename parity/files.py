@@ -21,13 +21,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         UsageError: the folder cannot be written.
         ParityError: the disk is full, or writing failed.
     """
+    writable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb"):
-            pass
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}); choose another place") from None
     try:
         yield temporary
         temporary.replace(path)
@@ -35,6 +30,22 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise ParityError(f"writing {path} failed ({error.strerror or error}); make room or choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def writable(path: Path) -> None:
+    """Refuse a place that cannot be written, before the work that would end there.
+
+    Raises:
+        UsageError: the folder does not exist and cannot be made, or may not be written, or ``path`` is a folder.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}); choose another place") from None
 
 
 @contextmanager

@@ -1,15 +1,31 @@
-"""Recordings of the oracle that gate tomorrow's conversion without the original."""
+"""Recordings of the oracle that gate tomorrow's conversion without the original.
+
+A recording is ``golden/<preset>/<weights>/<prompt set>.safetensors``, a trace like any other, and beside it a ``.json``
+that says what it was made from. If any of that has changed since, the recording is stale, and stale is an error.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from models.registry import Model
+import numpy as np
+
+import parity
+from models import registry
+from models.errors import UnknownModelError
+from parity import environment
 from parity.compare.verdict import NoiseFloor
-from parity.inputs import Inputs
+from parity.errors import GoldenError, UsageError
+from parity.files import sha256_of, whole_file
+from parity.inputs import Inputs, read_prompts
 from parity.trace import Trace
 from parity.weights import Weights
+
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -22,10 +38,136 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """One recording on disk; ``name`` is ``<preset>/<weights>/<prompt set>``."""
+
+    name: str
+    path: Path
+
+    @property
+    def sidecar(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The sidecar.
+
+        Raises:
+            GoldenError: missing or not a sidecar.
+        """
+        try:
+            facts = json.loads(self.sidecar.read_text(encoding="utf-8"))
+            if facts["schema_version"] != SCHEMA_VERSION:
+                raise GoldenError(f"{self.sidecar} is of schema {facts['schema_version']}, not {SCHEMA_VERSION}; record it again")
+            return dict(facts)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise GoldenError(f"{self.sidecar} is not a recording's sidecar ({error}); record it again") from None
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in (self.path, self.sidecar) if path.is_file())
+
+
+@dataclass(frozen=True)
 class GoldenStore:
-    """A folder of recordings, by preset / weights / prompt set."""
+    """A folder of recordings."""
 
     folder: Path
 
-    def replay(self, model: Model, weights: Weights, inputs: Inputs) -> Reference:
-        raise NotImplementedError
+    @classmethod
+    def default(cls) -> GoldenStore:
+        """``golden/`` of the source checkout this package runs from, else of the working directory."""
+        beside = Path(parity.__file__).parents[1] / "golden"
+        return cls(beside if beside.is_dir() else Path("golden"))
+
+    def of(self, model: str, weights: Weights, prompts: str) -> Recording:
+        """Where the recording of these is, whether or not it exists."""
+        name = f"{model}/{weights.label}/{prompts}"
+        return Recording(name, self.folder / f"{name}.safetensors")
+
+    def all(self) -> Iterator[Recording]:
+        """Every recording in the folder, by name."""
+        for path in sorted(self.folder.glob("*/*/*.safetensors")):
+            yield Recording("/".join(path.relative_to(self.folder).with_suffix("").parts), path)
+
+    def record(
+        self, model: str, weights: Weights, inputs: Inputs, reference: Reference
+    ) -> Recording:
+        """Store the oracle's trace and the original's noise. Logits are rounded to float32 once."""
+        recording = self.of(model, weights, inputs.name)
+        reference.trace.save(recording.path, dtype=np.float32)
+        facts = {
+            "schema_version": SCHEMA_VERSION,
+            "identity": identity(weights, inputs),
+            "logits_sha256": sha256_of([recording.path]),
+            "noise_floor": {
+                "rel_l2": dict(reference.floor.rel_l2),
+                "worst_position": dict(reference.floor.worst_position),
+            },
+            "positions": inputs.positions,
+            "weights_revision": weights.revision,
+            "versions": environment.versions(),
+        }
+        with whole_file(recording.sidecar) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return recording
+
+    def replay(self, model: str, weights: Weights, inputs: Inputs) -> Reference:
+        """The recording as a reference for today's rungs.
+
+        Raises:
+            GoldenError: there is none, it is damaged, or it is stale; the message says which command renews it.
+        """
+        recording = self.of(model, weights, inputs.name)
+        if not recording.path.is_file():
+            raise GoldenError(f"{recording.path} is not there; record it with `{_command(model, weights, inputs)}`")
+        facts = self.verify(model, weights, inputs)
+        floor = NoiseFloor(facts["noise_floor"]["rel_l2"], facts["noise_floor"]["worst_position"])
+        return Reference("golden", Trace.load(recording.path), floor)
+
+    def verify(self, model: str, weights: Weights, inputs: Inputs) -> dict[str, Any]:
+        """The sidecar of a recording that still is what it says.
+
+        Raises:
+            GoldenError: it was made from something else than what is there now, or has been damaged since; the message
+                names what changed and the command that renews the recording.
+        """
+        recording = self.of(model, weights, inputs.name)
+        renewal = f"renew it with `{_command(model, weights, inputs)} --overwrite`"
+        facts = recording.facts
+        recorded = facts.get("identity", {})
+        if changed := [what for what, now in identity(weights, inputs).items() if recorded.get(what) != now]:
+            raise GoldenError(f"{recording.name} is stale: {' and '.join(changed)} changed since; {renewal}")
+        if facts.get("logits_sha256") != sha256_of([recording.path]):
+            raise GoldenError(f"{recording.path} is not the file its sidecar describes; {renewal}")
+        return facts
+
+    def unused(self) -> list[Recording]:
+        """Recordings that no check would ever read: of models, prompt sets or drawn weights that no longer exist."""
+        return [recording for recording in self.all() if not _in_use(recording)]
+
+
+def identity(weights: Weights, inputs: Inputs) -> dict[str, str]:
+    """Hashes of everything that decides what the original computes on these inputs."""
+    return {
+        "weights": weights.sha256,
+        "config": sha256_of([weights.folder / "config.json"]),
+        "tokenizer": inputs.tokenizer_sha256,
+        "prompts": inputs.sha256,
+    }
+
+
+def _command(model: str, weights: Weights, inputs: Inputs) -> str:
+    source = weights.folder if weights.kind == "path" else weights.kind
+    return f"parity golden record {model} --weights {source} --prompts {inputs.name}"
+
+
+def _in_use(recording: Recording) -> bool:
+    model, _, prompts = recording.name.split("/")
+    try:
+        registry.get(model)
+        read_prompts(prompts)
+    except (UnknownModelError, UsageError):
+        return False
+    return recording.sidecar.is_file()

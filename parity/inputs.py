@@ -110,13 +110,15 @@ def _prompt(record: dict[str, Any]) -> Prompt:
     return prompt
 
 
-def tokenize(prompts: PromptSet, folder: Path, vocab_size: int) -> Inputs:
-    """Token ids of a set, by the tokenizer in the checkpoint folder.
+def tokenize(
+    prompts: PromptSet, folder: Path, vocab_size: int, continuation: int = CONTINUATION_TOKENS
+) -> Inputs:
+    """Token ids of a set, by the tokenizer in the checkpoint folder; ``continuation`` tokens are forced after each.
 
     Raises:
         PromptError: no tokenizer, an id beyond the vocabulary, or a prompt or continuation of too few tokens.
     """
-    return isolated.run("tokenizing", partial(_tokenize, prompts, folder, vocab_size)).value
+    return isolated.run("tokenizing", partial(_tokenize, prompts, folder, vocab_size, continuation)).value
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -126,7 +128,9 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def _tokenize(prompts: PromptSet, folder: Path, vocab_size: int, progress: isolated.Progress) -> Inputs:
+def _tokenize(
+    prompts: PromptSet, folder: Path, vocab_size: int, forced: int, progress: isolated.Progress
+) -> Inputs:
     from transformers import AutoTokenizer
 
     from parity.files import sha256_of
@@ -141,12 +145,12 @@ def _tokenize(prompts: PromptSet, folder: Path, vocab_size: int, progress: isola
     for number, prompt in enumerate(prompts.prompts):
         progress(number, len(prompts.prompts))
         ids = tokenizer(prompt.text).input_ids[: prompt.prompt_tokens]
-        continuation = tokenizer(prompt.continuation, add_special_tokens=False).input_ids[:CONTINUATION_TOKENS]
+        continuation = tokenizer(prompt.continuation, add_special_tokens=False).input_ids[:forced]
         if not ids:
             raise PromptError(f"prompt {prompt.id} has no tokens; give it some text")
-        if len(continuation) < CONTINUATION_TOKENS:
+        if len(continuation) < forced:
             raise PromptError(
-                f"the continuation of {prompt.id} has {len(continuation)} tokens, {CONTINUATION_TOKENS} are needed; lengthen it"
+                f"the continuation of {prompt.id} has {len(continuation)} tokens, {forced} are needed; lengthen it"
             )
         worst = max([*ids, *continuation])
         if worst >= vocab_size:

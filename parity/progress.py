@@ -12,8 +12,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from parity import isolated
 
 
+#: Steps shorter than this, in seconds, leave no line behind where no live line can be shown.
+WORTH_A_LINE = 2.0
+
+
 class Reporter:
-    """Shows a live line with elapsed time while a step runs on a terminal, and one plain line after it elsewhere."""
+    """A live line with elapsed time while a step runs on a terminal; elsewhere a plain line after a long one."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console = console
@@ -26,12 +30,13 @@ class Reporter:
             yield None
             return
         began = time.perf_counter()
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(what, total=None)
-
-            def update(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total)
-
-            yield update
-        self.console.print(f"{what}  {time.perf_counter() - began:.1f} s", markup=False, highlight=False, style="dim")
+        if self.console.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                task = progress.add_task(what, total=None)
+                yield lambda done, total: progress.update(task, completed=done, total=total or None)
+        else:
+            yield None
+        took = time.perf_counter() - began
+        if self.console.is_terminal or took >= WORTH_A_LINE:
+            self.console.print(f"{what}  {took:.1f} s", markup=False, highlight=False, style="dim")

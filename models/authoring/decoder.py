@@ -54,12 +54,12 @@ class Block(nn.Module):
 class Head(nn.Module):
     """Final norm and projection to logits ``[B, T, V]``."""
 
-    def __init__(self, config: DecoderConfig, embedding: nn.Parameter, *, fused: bool = False) -> None:
+    def __init__(self, config: DecoderConfig, embedding: nn.Embedding, *, fused: bool = False) -> None:
         super().__init__()
         self.norm = build_norm(config.final_norm, config.width, fused=fused)
         self.projection = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied_head:
-            self.projection.weight = embedding
+            self.projection.weight = embedding.weight
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projection(self.norm(x))  # type: ignore[no-any-return]
@@ -76,7 +76,7 @@ class DecoderOnlyModel(nn.Module):
         self.config = config
         self.embed = Embed(config)
         self.blocks = nn.ModuleList(Block(block, config.width, fused=fused) for block in config.blocks)
-        self.head = Head(config, self.embed.tokens.weight, fused=fused)
+        self.head = Head(config, self.embed.tokens, fused=fused)
 
     def stages(self, cache_length: int) -> list[Stage]:
         """The model in order, for a cache of ``cache_length`` slots."""

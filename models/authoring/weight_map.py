@@ -10,15 +10,15 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Self
 
 from models.errors import CheckpointError
 
+if TYPE_CHECKING:  # tables are written by the families, which must be cheap to list
+    from torch import Tensor, nn
+
 #: Storage dtypes that convert to float32 without loss.
-READABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+READABLE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,11 @@ class Split(Operation):
         return self.parts
 
     def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part.contiguous() for part in sources[0].split(self.rows))
+        return tuple(part.contiguous() for part in sources[0].split(list(self.rows)))
 
     def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+        import torch
+
         return (torch.cat(targets),)
 
     @property
@@ -158,10 +160,12 @@ class Fuse(Operation):
         return (self.target,)
 
     def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+        import torch
+
         return (torch.cat(sources),)
 
     def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part.contiguous() for part in targets[0].split(self.rows))
+        return tuple(part.contiguous() for part in targets[0].split(list(self.rows)))
 
     @property
     def description(self) -> str:
@@ -237,9 +241,13 @@ def load_weights(model: nn.Module, operations: Iterable[Operation], source: Mapp
         CheckpointError: a tensor is missing, left over, of the wrong shape or dtype, or not finite; or the table does
             not produce every parameter exactly once.
     """
+    import torch
+    from torch import nn
+
     expected = dict(model.named_parameters())  # a tied parameter appears once
-    available, produced = set(source), set[str]()
-    consumed = set[str]()
+    available = set(source)
+    consumed: set[str] = set()
+    produced: set[str] = set()
     for operation in operations:
         if isinstance(operation, Drop):
             consumed.update(available.intersection(operation.sources))
@@ -288,15 +296,16 @@ def original_layout(model: nn.Module, operations: Iterable[Operation]) -> dict[s
 
 
 def _read(source: Mapping[str, Tensor], available: set[str], name: str) -> Tensor:
+    import torch
+
     if name not in available:
         near = difflib.get_close_matches(name, available, n=1)
         hint = f"; the nearest name it has is {near[0]}" if near else ""
         raise CheckpointError(f"the checkpoint has no tensor {name}{hint}")
     tensor = source[name]
-    if tensor.dtype not in READABLE_DTYPES:
-        raise CheckpointError(
-            f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}; use a float32, bfloat16 or float16 checkpoint"
-        )
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in READABLE_DTYPES:
+        raise CheckpointError(f"{name} is stored as {dtype}; use a float32, bfloat16 or float16 checkpoint")
     tensor = tensor.to(torch.float32)
     if not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"{name} holds NaN or infinity; the file is damaged or was saved from a diverged model")

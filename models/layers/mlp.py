@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from models.authoring.config import MLPConfig
 
-ACTIVATIONS = {
-    "silu": F.silu,
-    "gelu": F.gelu,  # exact, with erf
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,  # exact, with erf
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
 }
 
 
@@ -28,7 +29,8 @@ class GatedMLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        result: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        return result
 
 
 class PlainMLP(nn.Module):
@@ -41,7 +43,8 @@ class PlainMLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.up_proj(x)))  # type: ignore[no-any-return]
+        result: Tensor = self.down_proj(self.activation(self.up_proj(x)))
+        return result
 
 
 def build_mlp(config: MLPConfig, width: int) -> nn.Module:

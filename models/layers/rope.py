@@ -50,6 +50,6 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate heads ``x`` ``[B, T, N, H]`` by the tables ``[T, R/2]``; channels from ``R`` on are left alone."""
     half = cos.shape[-1]
     cos, sin = cos[:, None, :], sin[:, None, :]
-    first, second, tail = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    first, second, tail = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     rotated = [first * cos - second * sin, second * cos + first * sin]
     return torch.cat([*rotated, tail] if tail.shape[-1] else rotated, dim=-1)

@@ -114,10 +114,14 @@ def judge(reference: str, candidate: str, metrics: Mapping[str, Any], limits: Se
     shown = {limit.metric: limit.bound for limit in limits}
     values = {limit.metric: metrics.get(limit.metric) for limit in limits}
     unusable = [name for name, value in values.items() if value is None or not math.isfinite(value)]
-    if not limits or unusable:
-        cause = f"{unusable[0]} could not be computed" if unusable else f"no limits are known for {candidate}"
-        return Edge(reference=reference, candidate=candidate, verdict=Verdict.ERROR, metrics=metrics, limits=shown, cause=cause)
-    broken = [limit for limit in limits if not limit.holds(values[limit.metric])]
-    cause = "; ".join(f"{limit.metric} {values[limit.metric]:.4g}, limit {limit.bound}" for limit in broken) or None
-    verdict = Verdict.FAIL if broken else Verdict.PASS
-    return Edge(reference=reference, candidate=candidate, verdict=verdict, metrics=metrics, limits=shown, cause=cause)
+    verdict, cause = Verdict.PASS, None
+    if not limits:
+        verdict, cause = Verdict.ERROR, f"no limits are known for {candidate}; measure some and add them to the table"
+    elif unusable:
+        verdict, cause = Verdict.ERROR, f"{unusable[0]} could not be computed"
+    elif broken := [limit for limit in limits if not limit.holds(metrics[limit.metric])]:
+        verdict = Verdict.FAIL
+        cause = "; ".join(f"{limit.metric} {values[limit.metric]:.4g}, limit {limit.bound}" for limit in broken)
+    return Edge(
+        reference=reference, candidate=candidate, verdict=verdict, metrics=metrics, limits=shown, cause=cause
+    )

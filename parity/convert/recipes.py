@@ -77,6 +77,12 @@ def entries(recipe: Recipe) -> list[dict[str, Any]]:
     return found
 
 
+def weight_bits(recipe: Recipe) -> int:
+    """The smallest weight precision that any rule of the recipe asks for, in bits."""
+    configs = (rule.get("op_config", {}).get("weight_tensor_config", {}) for rule in entries(recipe))
+    return min((int(config["num_bits"]) for config in configs if "num_bits" in config), default=32)
+
+
 def _rule(
     operation: str, bits: int, dtype: str, granularity: str = "TENSORWISE", *, dynamic: bool = False
 ) -> dict[str, Any]:

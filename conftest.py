@@ -1,0 +1,3 @@
+"""Root of the test run: the ladder plugin, and isolation of what tests write."""
+
+pytest_plugins = ["parity.pytest_plugin"]

@@ -1,0 +1,383 @@
+"""The command line: a thin shell over the pipeline. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from models.registry import Model
+    from parity.progress import Reporter
+    from parity.report.record import Report
+
+app = typer.Typer(
+    name="parity",
+    help="Numerical parity for on-device language models: every rung from the original to the quantized file.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+golden_app = typer.Typer(help="Recordings that gate a conversion without the original.", no_args_is_help=True)
+app.add_typer(golden_app, name="golden")
+
+#: Exit codes, a contract.
+PASSED, FAILED, MISUSED, INCONCLUSIVE = 0, 1, 2, 3
+#: What the library makes of Ctrl-C; the contract has no such code.
+INTERRUPTED = 130
+
+
+def _complete_models(incomplete: str) -> list[str]:
+    from models import registry
+
+    names = [name for model in registry.models() for name in (model.name, *model.preset.aliases)]
+    return [name for name in [*names, *registry.FAMILIES, "all"] if name.startswith(incomplete)]
+
+
+def _complete_recipes(incomplete: str) -> list[str]:
+    from parity.convert.recipes import RECIPES
+
+    return [name for name in RECIPES if name.startswith(incomplete)]
+
+
+def _complete_weights(incomplete: str) -> list[str]:
+    from parity.weights import KINDS
+
+    return [name for name in KINDS if name.startswith(incomplete)]
+
+
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="Presets, families, or all.", autocompletion=_complete_models)
+]
+OneModel = Annotated[str, typer.Argument(metavar="MODEL", help="A preset or a family.", autocompletion=_complete_models)]
+WeightsOption = Annotated[
+    str, typer.Option("--weights", help="tiny, synthetic, hub, or a checkpoint folder.", autocompletion=_complete_weights)
+]
+Recipes = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", help="Quantization recipe; repeatable; all for all six.", autocompletion=_complete_recipes),
+]
+Rungs = Annotated[list[str] | None, typer.Option("--rung", help="Only this rung; repeatable.")]
+Prompts = Annotated[str, typer.Option("--prompts", help="Prompt set: short, long, or a .jsonl file.")]
+Prefill = Annotated[list[int] | None, typer.Option("--prefill", min=1, help="Length of a prefill signature; repeatable.")]
+KVCache = Annotated[int | None, typer.Option("--kv-cache", min=1, help="Cache length in positions.")]
+GoldenDir = Annotated[Path | None, typer.Option("--golden-dir", help="Where recordings are kept.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the report as Markdown.")]
+HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML page.")]
+
+
+@app.command()
+def models() -> None:
+    """List the presets: family, size, original, what is recorded."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from models import registry
+    from parity.convert.recipes import RECIPES
+    from parity.golden import GoldenStore
+
+    recorded: dict[str, list[str]] = {}
+    for recording in GoldenStore.default().all():
+        name, _, rest = recording.name.partition("/")
+        recorded.setdefault(name, []).append(rest)
+    table = Table(caption=f"recipes for every model: {', '.join(RECIPES)}", caption_justify="left")
+    for heading in ("preset", "family", "parameters", "original", "recorded"):
+        table.add_column(heading, justify="right" if heading == "parameters" else "left", overflow="fold")
+    for model in registry.models():
+        names = ", ".join((model.name, *model.preset.aliases))
+        size = f"{model.preset.parameters:,}"
+        table.add_row(names, model.family.name, size, model.preset.repo, ", ".join(recorded.get(model.name, ["-"])))
+    Console().print(table)
+
+
+@app.command()
+def check(
+    names: Models,
+    weights: WeightsOption = "tiny",
+    recipe: Recipes = None,
+    rung: Rungs = None,
+    prompts: Prompts = "short",
+    prefill: Prefill = None,
+    kv_cache: KVCache = None,
+    golden: Annotated[bool, typer.Option("--golden", help="Gate on the recording, without the original.")] = False,
+    golden_dir: GoldenDir = None,
+    json: JsonFile = None,
+    markdown: MarkdownFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Run the ladder on the same prompts and judge every rung."""
+    from rich.console import Console
+
+    from parity.golden import GoldenStore
+    from parity.pipeline import PREFILL_LENGTHS, Request
+    from parity.pipeline import check as run
+    from parity.report import terminal
+    from parity.report.record import Report, overall
+
+    store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
+    requests = [
+        Request(
+            model=model,
+            weights=weights,
+            prompts=prompts,
+            rungs=rung or (),
+            recipes=_expand(recipe),
+            prefill_lengths=prefill or PREFILL_LENGTHS,
+            cache_length=kv_cache,
+            golden=store if golden else None,
+        )
+        for model in _select(names)
+    ]
+    writers = _writers(json, markdown, html)
+    console = Console()
+    reports: list[Report] = []
+    try:
+        for request in requests:
+            reports.append(run(request, _reporter()))
+            terminal.render(reports[-1], console)
+    finally:
+        if reports:
+            for write in writers:
+                write(reports)
+    if len(reports) > 1:
+        terminal.render_summary(reports, console)
+    raise typer.Exit({"PASS": PASSED, "FAIL": FAILED, "ERROR": INCONCLUSIVE}[overall(reports)])
+
+
+@app.command()
+def convert(
+    name: OneModel,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, or a folder to name it in.")],
+    weights: WeightsOption = "tiny",
+    recipe: Annotated[str | None, typer.Option("--recipe", autocompletion=_complete_recipes)] = None,
+    prefill: Prefill = None,
+    kv_cache: Annotated[int, typer.Option("--kv-cache", min=1, help="Cache length in positions.")] = 1280,
+    verification: Annotated[bool, typer.Option("--verification", help="Keep logits on prefill, as a check needs.")] = False,
+) -> None:
+    """Convert a checkpoint to a .tflite file, whole or not at all."""
+    from rich.console import Console
+
+    from parity.convert import export
+
+    file = export.to_file(
+        _select([name])[0],
+        weights,
+        output,
+        recipe=recipe,
+        prefill_lengths=tuple(prefill or export.PREFILL_LENGTHS),
+        cache_length=kv_cache,
+        prefill_logits=verification,
+        reporter=_reporter(),
+    )
+    console = Console()
+    console.print(f"{file.path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"  {file.size / 1e6:,.1f} MB, {file.seconds:.1f} s", markup=False, highlight=False)
+    for signature, shapes in file.signatures.items():
+        console.print(f"  {signature}: {shapes}", markup=False, highlight=False, soft_wrap=True)
+    for line in file.notes:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def generate(
+    name: OneModel,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The prompt.")],
+    weights: WeightsOption = "tiny",
+    recipe: Recipes = None,
+    rung: Rungs = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to generate.")] = 32,
+) -> None:
+    """Greedy generation from the same prompt on every rung, side by side."""
+    from rich.console import Console
+
+    from parity.pipeline import Request
+    from parity.pipeline import generate as run
+    from parity.report.side_by_side import render_generation
+
+    request = Request(model=_select([name])[0], weights=weights, recipes=_expand(recipe), rungs=rung or ())
+    results = run(request, text, tokens, _reporter())
+    render_generation(results, Console())
+    raise typer.Exit(INCONCLUSIVE if any(result.cause for result in results) else PASSED)
+
+
+@app.command("weights")
+def weight_map(name: OneModel, weights: WeightsOption = "tiny") -> None:
+    """Print the weight map: which stored tensors become which parameters, and how."""
+    from rich.console import Console
+
+    from parity.mapping import render
+
+    render(_select([name])[0], weights, Console(), _reporter())
+
+
+@app.command("report")
+def rerender(
+    source: Annotated[Path, typer.Argument(metavar="RUN.json")],
+    markdown: MarkdownFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Render a saved run again."""
+    from rich.console import Console
+
+    from parity.report import terminal
+    from parity.report.record import read_json
+
+    reports = read_json(source)
+    for write in _writers(None, markdown, html):
+        write(reports)
+    for report in reports:
+        terminal.render(report, Console())
+
+
+@golden_app.command("record")
+def golden_record(
+    names: Models,
+    weights: WeightsOption = "tiny",
+    prompts: Prompts = "short",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace recordings that exist.")] = False,
+    golden_dir: GoldenDir = None,
+) -> None:
+    """Run the original and record it."""
+    from parity.golden import GoldenStore
+    from parity.pipeline import Request, record_golden
+
+    store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
+    for model in _select(names):
+        request = Request(model=model, weights=weights, prompts=prompts)
+        recording = record_golden(request, store, _reporter(), overwrite=overwrite)
+        typer.echo(f"{recording.path}  {recording.size / 1e3:,.0f} kB")
+
+
+@golden_app.command("check")
+def golden_check(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", autocompletion=_complete_models)] = None,
+    weights: WeightsOption = "tiny",
+    prompts: Prompts = "short",
+    golden_dir: GoldenDir = None,
+) -> None:
+    """Check that recordings are there, fresh and used; without names, every preset's."""
+    from parity.errors import GoldenError
+    from parity.golden import GoldenStore
+    from parity.pipeline import Request, verify_golden
+
+    store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
+    problems = 0
+    for model in _select(names or ["all"]):
+        request = Request(model=model, weights=weights, prompts=prompts)
+        try:
+            verify_golden(request, store, _reporter())
+            typer.echo(f"fresh  {request.name}/{weights}/{prompts}")
+        except GoldenError as error:
+            problems += 1
+            typer.echo(f"ERROR  {error}", err=True)
+    for recording in store.unused():
+        problems += 1
+        typer.echo(f"ERROR  {recording.name} is used by no check; remove it with `parity golden prune --yes`", err=True)
+    raise typer.Exit(INCONCLUSIVE if problems else PASSED)
+
+
+@golden_app.command("list")
+def golden_list(golden_dir: GoldenDir = None) -> None:
+    """List what is recorded."""
+    from parity.golden import GoldenStore
+
+    store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
+    total = 0
+    for recording in store.all():
+        total += recording.size
+        typer.echo(f"{recording.name}  {recording.facts['positions']} positions  {recording.size / 1e3:,.0f} kB")
+    typer.echo(f"{total / 1e6:,.1f} MB in {store.folder}")
+
+
+@golden_app.command("prune")
+def golden_prune(
+    yes: Annotated[bool, typer.Option("--yes", help="Really remove; otherwise only say what would be.")] = False,
+    golden_dir: GoldenDir = None,
+) -> None:
+    """Remove recordings that no check reads."""
+    from parity.golden import GoldenStore
+
+    store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
+    unused = store.unused()
+    for recording in unused:
+        typer.echo(f"{'removed' if yes else 'would remove'}  {recording.name}")
+        if yes:
+            recording.path.unlink(missing_ok=True)
+            recording.sidecar.unlink(missing_ok=True)
+    if not unused:
+        typer.echo("every recording is used")
+
+
+def _select(names: Sequence[str]) -> list[Model]:
+    from models import registry
+
+    if "all" in names:
+        return list(registry.models())
+    return list({model.name: model for model in map(registry.get, names)}.values())
+
+
+def _expand(recipes: list[str] | None) -> Sequence[str]:
+    from parity.convert.recipes import RECIPES
+
+    return tuple(RECIPES) if recipes and "all" in recipes else recipes or ()
+
+
+def _reporter() -> Reporter:
+    from rich.console import Console
+
+    from parity.progress import Reporter
+
+    return Reporter(Console(stderr=True))
+
+
+def _writers(json: Path | None, markdown: Path | None, html: Path | None) -> list[Callable[[Sequence[Report]], None]]:
+    """What writes each file that was asked for; an unwritable place is refused now, not after the run."""
+    from parity.files import whole_file, writable
+    from parity.report.html import to_html
+    from parity.report.markdown import to_markdown
+    from parity.report.record import write_json
+
+    def text_writer(path: Path, form: Callable[[Sequence[Report]], str]) -> Callable[[Sequence[Report]], None]:
+        def write(reports: Sequence[Report]) -> None:
+            with whole_file(path) as temporary:
+                temporary.write_text(form(reports), encoding="utf-8")
+
+        return write
+
+    for path in filter(None, (json, markdown, html)):
+        writable(path)
+    writers: list[Callable[[Sequence[Report]], None]] = []
+    if json:
+        writers.append(lambda reports: write_json(reports, json))
+    if markdown:
+        writers.append(text_writer(markdown, to_markdown))
+    if html:
+        writers.append(text_writer(html, to_html))
+    return writers
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the contract's code; whatever goes wrong is one line on standard error."""
+    from models.errors import ModelError, UnknownModelError
+    from parity.errors import ParityError, UsageError
+
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except (UsageError, UnknownModelError) as error:
+        _fail(error, MISUSED)
+    except (ParityError, ModelError, OSError) as error:
+        _fail(error, INCONCLUSIVE)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            _fail("interrupted; nothing was concluded, start the command again", INCONCLUSIVE)
+        raise
+    sys.exit(PASSED)
+
+
+def _fail(error: object, code: int) -> NoReturn:
+    typer.echo(f"parity: {' '.join(str(error).split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,107 @@
+"""``parity convert``: from weights to one file that says what it holds."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from models.authoring.hf_config import HFConfig
+from models.registry import Model
+from parity import isolated
+from parity.convert.plain import Export, convert, file_name
+from parity.convert.quantize import quantize, summarize
+from parity.convert.recipes import Recipe, get_recipe
+from parity.errors import UsageError
+from parity.files import whole_file, writable
+from parity.progress import Reporter
+from parity.weights import KINDS, resolve
+
+#: Prefill signatures of a shipped file unless told otherwise.
+PREFILL_LENGTHS = (64, 128)
+
+
+@dataclass(frozen=True)
+class ConvertedFile:
+    """What was written: ``signatures`` name their tensors and shapes, ``notes`` say what a person should know."""
+
+    path: Path
+    size: int
+    seconds: float
+    signatures: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def to_file(
+    model: Model,
+    weights: str,
+    output: Path,
+    *,
+    recipe: str | None,
+    prefill_lengths: tuple[int, ...],
+    cache_length: int,
+    prefill_logits: bool,
+    reporter: Reporter,
+) -> ConvertedFile:
+    """Convert, quantize if a recipe is given, and put the file in place only when it is complete.
+
+    Raises:
+        UsageError: lengths, recipe or place cannot be used.
+        ParityError, ModelError: the weights or the converter failed; nothing is left behind.
+    """
+    began = time.perf_counter()
+    export = Export(prefill_lengths=prefill_lengths, cache_length=cache_length, prefill_logits=prefill_logits)
+    chosen = get_recipe(recipe) if recipe else None
+    name = model.name if weights in KINDS else Path(weights).resolve().name
+    destination = output / file_name(name, chosen.suffix if chosen else "f32", export) if _is_folder(output) else output
+    writable(destination)
+    isolated.preload(converter=True)
+    with reporter.step(f"{name}: weights") as progress:
+        checkpoint = resolve(model, weights, progress)
+    positions = model.family.config_from(HFConfig.load(checkpoint.folder)).max_positions
+    if cache_length > positions:
+        raise UsageError(f"--kv-cache {cache_length} is more than the {positions} positions {name} knows; lower it")
+    with tempfile.TemporaryDirectory(prefix=".parity-", dir=destination.parent) as scratch:
+        made = Path(scratch) / "float.tflite"
+        with reporter.step("converting") as progress:
+            convert(model.family.name, checkpoint.folder, export, made, progress)
+        made, notes = _quantized(made, chosen, reporter) if chosen else (made, ())
+        signatures = isolated.run("reading the file", partial(_signatures, made)).value
+        with whole_file(destination) as temporary:
+            made.replace(temporary)
+    return ConvertedFile(destination, destination.stat().st_size, time.perf_counter() - began, signatures, notes)
+
+
+def _is_folder(output: Path) -> bool:
+    return output.is_dir() or output.suffix != ".tflite"
+
+
+def _quantized(source: Path, recipe: Recipe, reporter: Reporter) -> tuple[Path, tuple[str, ...]]:
+    destination = source.with_name("quantized.tflite")
+    with reporter.step(f"quantizing to {recipe.name}") as progress:
+        facts = summarize(quantize(source, recipe, destination, progress).value)
+    counts = ", ".join(f"{count} {precision}" for precision, count in facts["weights"].items())
+    exceptions = (f"{e['weight']}: {e['precision']}, not {e['asked']}" for e in facts["exceptions"])
+    return destination, (f"weights: {counts}", *exceptions)
+
+
+def _signatures(path: Path, progress: isolated.Progress) -> dict[str, str]:
+    """Each signature's inputs and outputs with their shapes, the cache folded into one word."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    described = {}
+    for number, name in enumerate(interpreter.get_signature_list()):
+        progress(number, 0)
+        runner = interpreter.get_signature_runner(name)
+        sides = []
+        for details in (runner.get_input_details(), runner.get_output_details()):
+            shapes = {key: list(map(int, value["shape"])) for key, value in details.items()}
+            plain = [f"{key} {shape}" for key, shape in shapes.items() if not key.startswith("kv_cache_")]
+            caches = sum(key.startswith("kv_cache_") for key in shapes)
+            sides.append(", ".join([*sorted(plain, reverse=True), f"{caches} cache tensors"]))
+        described[name] = f"{sides[0]} -> {sides[1]}"
+    return described

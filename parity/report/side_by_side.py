@@ -1,0 +1,31 @@
+"""What every rung generated from one prompt, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from parity.pipeline import Generated
+from parity.report.terminal import shown
+
+
+def render_generation(results: Sequence[Generated], console: Console) -> None:
+    """A row for every rung: how many tokens match the original (the first row), and the text, dimmed after the first
+    difference. Control characters are shown, never sent to the terminal."""
+    original = results[0].ids
+    table = Table()
+    table.add_column("rung", no_wrap=True)
+    table.add_column("same tokens", justify="right", no_wrap=True)
+    table.add_column("text", overflow="fold")
+    for result in results:
+        if result.cause:
+            table.add_row(Text(result.rung), Text("ERROR", style="bold red"), Text(shown(result.cause)))
+            continue
+        pairs = zip(original, result.ids, strict=True)
+        same = next((at for at, (a, b) in enumerate(pairs) if a != b), len(original))
+        style = "" if same == len(original) else "yellow"
+        table.add_row(Text(result.rung), f"{same}/{len(original)}", Text(shown(result.text), style=style))
+    console.print(table)

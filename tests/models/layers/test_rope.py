@@ -1,0 +1,246 @@
+"""Laws of rotary position embedding, in float64, where they hold to rounding; and the original's llama3 frequencies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import registry
+from models.authoring.config import Llama3Scaling, RopeConfig
+from models.authoring.hf_config import HFConfig
+from models.layers.rope import RopeTables, apply_rope, inverse_frequencies
+
+LAWS = settings(deadline=None, max_examples=40)
+EPS = torch.finfo(torch.float64).eps
+LONGEST = 8192
+
+seeds = st.integers(0, 2**31)
+positions = st.integers(0, LONGEST)
+thetas = st.sampled_from([1e4, 1e5, 5e5, 1e6])
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def rotate(x: torch.Tensor, at: list[int], config: RopeConfig) -> torch.Tensor:
+    """``x`` ``[B, T, N, H]`` rotated at positions ``at``, everything in float64."""
+    angles = torch.tensor(at, dtype=torch.float64)[:, None] * inverse_frequencies(config)
+    return apply_rope(x, angles.cos(), angles.sin())
+
+
+def rope_of(name: str, *, tiny: bool) -> RopeConfig:
+    model = registry.get(name)
+    return model.family.config_from(HFConfig(model.preset.values(tiny=tiny), name)).rope
+
+
+def unscaled(rope: RopeConfig) -> torch.Tensor:
+    return inverse_frequencies(replace(rope, scaling=None))
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> tuple[int, int]:
+    """Head dim H and rotated size R <= H, both even."""
+    head_dim = 2 * draw(st.integers(1, 32))
+    return head_dim, 2 * draw(st.integers(1, head_dim // 2))
+
+
+@pytest.fixture
+def default_float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@LAWS
+@given(sizes=heads(), at=positions, theta=thetas, seed=seeds)
+def test_norms_are_preserved(sizes: tuple[int, int], at: int, theta: float, seed: int) -> None:
+    """A rotation changes no vector's length, nor that of any rotated pair of channels."""
+    head_dim, rotary_dim = sizes
+    x = random(2, 1, 3, head_dim, seed=seed)
+    turned = rotate(x, [at], RopeConfig(theta=theta, rotary_dim=rotary_dim))
+    # cos^2 + sin^2 is 1 to two roundings, each product and sum adds one.
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=8 * EPS, atol=0)
+    half = rotary_dim // 2
+    pairs = [t[..., :rotary_dim].unflatten(-1, (2, half)).norm(dim=-2) for t in (turned, x)]
+    torch.testing.assert_close(*pairs, rtol=8 * EPS, atol=0)
+
+
+@LAWS
+@given(sizes=heads(), query_at=positions, key_at=positions, shift=st.integers(-LONGEST, LONGEST), theta=thetas, seed=seeds)
+def test_scores_depend_on_relative_position_only(
+    sizes: tuple[int, int], query_at: int, key_at: int, shift: int, theta: float, seed: int
+) -> None:
+    """Moving query and key by the same distance leaves their product alone."""
+    head_dim, rotary_dim = sizes
+    config = RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    query, key = random(2, 1, 1, 1, head_dim, seed=seed)
+    here = (rotate(query[None], [query_at], config) * rotate(key[None], [key_at], config)).sum()
+    moved = (rotate(query[None], [query_at + shift], config) * rotate(key[None], [key_at + shift], config)).sum()
+    # An angle of up to 2 * LONGEST is rounded to EPS of itself, four of them enter.
+    tolerance = 4 * 2 * LONGEST * EPS * query.norm() * key.norm()
+    assert abs(here - moved) <= tolerance
+
+
+def test_scores_do_depend_on_relative_position() -> None:
+    """The law above is not satisfied by doing nothing: another distance gives another product."""
+    config = RopeConfig(theta=1e4, rotary_dim=16)
+    query, key = random(1, 1, 1, 16, seed=0), random(1, 1, 1, 16, seed=1)
+    products = [float((rotate(query, [at], config) * rotate(key, [0], config)).sum()) for at in range(8)]
+    assert len({round(product, 6) for product in products}) == 8
+
+
+@LAWS
+@given(sizes=heads(), at=st.lists(positions, min_size=1, max_size=4), theta=thetas, seed=seeds)
+def test_partial_rotary_leaves_the_tail_untouched(
+    sizes: tuple[int, int], at: list[int], theta: float, seed: int
+) -> None:
+    """Channels from R on come out bit for bit; the first R are those of a head of R channels."""
+    head_dim, rotary_dim = sizes
+    config = RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    x = random(1, len(at), 2, head_dim, seed=seed)
+    turned = rotate(x, at, config)
+    assert turned.shape == x.shape
+    assert torch.equal(turned[..., rotary_dim:], x[..., rotary_dim:])
+    assert torch.equal(turned[..., :rotary_dim], rotate(x[..., :rotary_dim], at, config))
+
+
+@LAWS
+@given(sizes=heads(), at=st.lists(positions, min_size=1, max_size=4), theta=thetas, seed=seeds)
+def test_pairs_are_halves_turned_by_the_angle(sizes: tuple[int, int], at: list[int], theta: float, seed: int) -> None:
+    """Channels c and c + R/2 are one complex number, multiplied by exp(i * position * theta^(-2c/R))."""
+    head_dim, rotary_dim = sizes
+    half = rotary_dim // 2
+    x = random(1, len(at), 2, head_dim, seed=seed)
+    turned = rotate(x, at, RopeConfig(theta=theta, rotary_dim=rotary_dim))
+    frequency = torch.tensor([theta ** (-2 * c / rotary_dim) for c in range(half)], dtype=torch.float64)
+    angles = torch.tensor(at, dtype=torch.float64)[:, None, None] * frequency
+    expected = torch.complex(x[..., :half], x[..., half:rotary_dim]) * torch.exp(1j * angles)
+    # The frequency may differ by a few roundings of its power, and the angle is at most LONGEST.
+    close = {"rtol": 0, "atol": 8 * LONGEST * EPS * float(x.abs().max())}
+    torch.testing.assert_close(turned[..., :half], expected.real, **close)
+    torch.testing.assert_close(turned[..., half:rotary_dim], expected.imag, **close)
+
+
+def test_position_zero_is_the_identity() -> None:
+    """Nothing is turned at position 0."""
+    x = random(1, 1, 2, 16, seed=0)
+    assert torch.equal(rotate(x, [0], RopeConfig(theta=1e4, rotary_dim=16)), x)
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "llama-3.2-3b"])
+@pytest.mark.parametrize("tiny", [True, False])
+def test_llama3_bands(name: str, tiny: bool) -> None:
+    """All three bands occur: high frequencies are kept, low ones divided by the factor, those between blended."""
+    rope = rope_of(name, tiny=tiny)
+    assert rope.scaling is not None
+    plain, scaled = unscaled(rope), inverse_frequencies(rope)
+    wavelength = 2 * torch.pi / plain
+    kept = wavelength < rope.scaling.original_max_positions / rope.scaling.high_freq_factor
+    divided = wavelength > rope.scaling.original_max_positions / rope.scaling.low_freq_factor
+    blended = ~(kept | divided)
+    assert kept.any()
+    assert divided.any()
+    assert blended.any()
+    assert torch.equal(scaled[kept], plain[kept])
+    assert torch.equal(scaled[divided], plain[divided] / rope.scaling.factor)
+    assert (scaled[blended] < plain[blended]).all()
+    assert (scaled[blended] > plain[blended] / rope.scaling.factor).all()
+
+
+def original_llama3(rope: RopeConfig) -> torch.Tensor:
+    """The frequencies that transformers computes, in its float32."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    assert rope.scaling is not None
+    config = LlamaConfig(
+        hidden_size=4 * rope.rotary_dim,
+        num_attention_heads=4,
+        head_dim=rope.rotary_dim,
+        # transformers warns where the two contexts and the factor do not agree
+        max_position_embeddings=int(rope.scaling.original_max_positions * rope.scaling.factor),
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": rope.theta,
+            "factor": rope.scaling.factor,
+            "low_freq_factor": rope.scaling.low_freq_factor,
+            "high_freq_factor": rope.scaling.high_freq_factor,
+            "original_max_position_embeddings": rope.scaling.original_max_positions,
+        },
+    )
+    frequencies, attention_factor = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))
+    assert attention_factor == 1.0  # nothing else is scaled
+    return frequencies.double()
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "llama-3.2-3b"])
+@pytest.mark.parametrize("tiny", [True, False])
+def test_llama3_equals_the_original(name: str, tiny: bool) -> None:
+    """The presets' frequencies are transformers' own, which are float32: 1e-6 relative is its rounding of the power."""
+    rope = rope_of(name, tiny=tiny)
+    torch.testing.assert_close(inverse_frequencies(rope), original_llama3(rope), rtol=1e-6, atol=0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    pairs=st.integers(2, 64),
+    theta=st.sampled_from([1e4, 1e5, 5e5]),
+    factor=st.sampled_from([2.0, 8.0, 32.0]),
+    high=st.sampled_from([2.0, 4.0]),
+    context=st.sampled_from([64, 1000, 8192]),
+)
+def test_llama3_equals_the_original_for_other_values(
+    pairs: int, theta: float, factor: float, high: float, context: int
+) -> None:
+    """Nothing in the rule is tuned to the presets' numbers."""
+    scaling = Llama3Scaling(factor=factor, low_freq_factor=1.0, high_freq_factor=high, original_max_positions=context)
+    rope = RopeConfig(theta=theta, rotary_dim=2 * pairs, scaling=scaling)
+    plain, ours = unscaled(rope), inverse_frequencies(rope)
+    turns = context * plain / (2 * torch.pi)
+    blended = (turns > 1 - 1e-5) & (turns < high * (1 + 1e-5))
+    # Float32 in the original: 1e-6 for the power, as above. In the blend that error e of the frequency f also shifts
+    # the weights, by e * high / (high - 1) <= 2e, and they weigh f.
+    tolerance = torch.where(blended, 3e-6 * plain, 1e-6 * ours)
+    assert ((ours - original_llama3(rope)).abs() <= tolerance).all()
+
+
+@pytest.mark.parametrize("model", list(registry.models()), ids=lambda model: model.name)
+def test_unscaled_equals_the_original(model: registry.Model) -> None:
+    """Every preset without scaling has transformers' default frequencies; those with it have them underneath."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rope = rope_of(model.name, tiny=False)
+    config = LlamaConfig(hidden_size=4 * rope.rotary_dim, num_attention_heads=4, rope_parameters={"rope_theta": rope.theta})
+    original, _ = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
+    # The original rounds the exponent and the power to float32: ln(1e6) * 2^-24 + 2^-24 is just under 1e-6.
+    torch.testing.assert_close(unscaled(rope), original.double(), rtol=1e-6, atol=0)
+
+
+def test_tables_are_float32_and_survive_the_meta_device() -> None:
+    """A model built without memory still has its frequencies: they are in no checkpoint."""
+    rope = rope_of("llama-3.2-1b", tiny=True)
+    with torch.device("meta"):
+        tables = RopeTables(rope)
+    assert tables.frequencies.dtype is torch.float32
+    assert torch.equal(tables.frequencies, inverse_frequencies(rope).float())
+    assert "frequencies" not in tables.state_dict()
+
+
+@pytest.mark.usefixtures("default_float64")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_tables_are_the_angles_of_the_positions(dtype: torch.dtype) -> None:
+    """Row t holds the cosines and sines of position t's angles, whatever the integer dtype and the first position."""
+    rope = rope_of("llama-3.2-1b", tiny=True)
+    cos, sin = RopeTables(rope)(torch.arange(5, 9, dtype=dtype))
+    angles = torch.arange(5, 9, dtype=torch.float64)[:, None] * inverse_frequencies(rope)
+    assert cos.shape == sin.shape == (4, rope.rotary_dim // 2)
+    assert torch.equal(cos, angles.cos())
+    assert torch.equal(sin, angles.sin())
