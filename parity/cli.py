@@ -50,19 +50,27 @@ def _complete_weights(incomplete: str) -> list[str]:
 
 
 Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help="Presets, families, or all.", autocompletion=_complete_models)
+    list[str],
+    typer.Argument(metavar="MODEL...", help="Presets, families, or all.", autocompletion=_complete_models),
 ]
-OneModel = Annotated[str, typer.Argument(metavar="MODEL", help="A preset or a family.", autocompletion=_complete_models)]
+OneModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A preset or a family.", autocompletion=_complete_models)
+]
 WeightsOption = Annotated[
-    str, typer.Option("--weights", help="tiny, synthetic, hub, or a checkpoint folder.", autocompletion=_complete_weights)
+    str,
+    typer.Option("--weights", help="tiny, synthetic, hub, or a checkpoint folder.", autocompletion=_complete_weights),
 ]
 Recipes = Annotated[
     list[str] | None,
-    typer.Option("--recipe", help="Quantization recipe; repeatable; all for all six.", autocompletion=_complete_recipes),
+    typer.Option(
+        "--recipe", help="Quantization recipe; repeatable; all for all six.", autocompletion=_complete_recipes
+    ),
 ]
 Rungs = Annotated[list[str] | None, typer.Option("--rung", help="Only this rung; repeatable.")]
 Prompts = Annotated[str, typer.Option("--prompts", help="Prompt set: short, long, or a .jsonl file.")]
-Prefill = Annotated[list[int] | None, typer.Option("--prefill", min=1, help="Length of a prefill signature; repeatable.")]
+Prefill = Annotated[
+    list[int] | None, typer.Option("--prefill", min=1, help="Length of a prefill signature; repeatable.")
+]
 KVCache = Annotated[int | None, typer.Option("--kv-cache", min=1, help="Cache length in positions.")]
 GoldenDir = Annotated[Path | None, typer.Option("--golden-dir", help="Where recordings are kept.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
@@ -116,7 +124,7 @@ def check(
     from parity.pipeline import PREFILL_LENGTHS, Request
     from parity.pipeline import check as run
     from parity.report import terminal
-    from parity.report.record import Report, overall
+    from parity.report.record import overall
 
     store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
     requests = [
@@ -156,7 +164,9 @@ def convert(
     recipe: Annotated[str | None, typer.Option("--recipe", autocompletion=_complete_recipes)] = None,
     prefill: Prefill = None,
     kv_cache: Annotated[int, typer.Option("--kv-cache", min=1, help="Cache length in positions.")] = 1280,
-    verification: Annotated[bool, typer.Option("--verification", help="Keep logits on prefill, as a check needs.")] = False,
+    verification: Annotated[
+        bool, typer.Option("--verification", help="Keep logits on prefill, as a check needs.")
+    ] = False,
 ) -> None:
     """Convert a checkpoint to a .tflite file, whole or not at all."""
     from rich.console import Console

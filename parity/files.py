@@ -27,7 +27,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise ParityError(f"writing {path} failed ({error.strerror or error}); make room or choose another place") from error
+        raise ParityError(f"writing {path} failed ({error.strerror or error}); make room or go elsewhere") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -64,7 +64,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if not path.is_dir():
                 raise
     except OSError as error:
-        raise ParityError(f"writing {path} failed ({error.strerror or error}); make room or choose another place") from error
+        raise ParityError(f"writing {path} failed ({error.strerror or error}); make room or go elsewhere") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

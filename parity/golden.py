@@ -58,7 +58,8 @@ class Recording:
         try:
             facts = json.loads(self.sidecar.read_text(encoding="utf-8"))
             if facts["schema_version"] != SCHEMA_VERSION:
-                raise GoldenError(f"{self.sidecar} is of schema {facts['schema_version']}, not {SCHEMA_VERSION}; record it again")
+                found = facts["schema_version"]
+                raise GoldenError(f"{self.sidecar} is of schema {found}, not {SCHEMA_VERSION}; record it again")
             return dict(facts)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GoldenError(f"{self.sidecar} is not a recording's sidecar ({error}); record it again") from None
@@ -91,9 +92,7 @@ class GoldenStore:
         for path in sorted(self.folder.glob("*/*/*.safetensors")):
             yield Recording("/".join(path.relative_to(self.folder).with_suffix("").parts), path)
 
-    def record(
-        self, model: str, weights: Weights, inputs: Inputs, reference: Reference
-    ) -> Recording:
+    def record(self, model: str, weights: Weights, inputs: Inputs, reference: Reference) -> Recording:
         """Store the oracle's trace and the original's noise. Logits are rounded to float32 once."""
         recording = self.of(model, weights, inputs.name)
         reference.trace.save(recording.path, dtype=np.float32)

@@ -17,6 +17,15 @@ from typing import Any
 from parity import isolated
 from parity.errors import PromptError, UsageError
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 #: Tokens of the forced continuation; a continuation that is shorter is refused.
 CONTINUATION_TOKENS = 16
 
@@ -84,8 +93,11 @@ def read_prompts(name: str) -> PromptSet:
     source = files("parity") / "prompts" / f"{name}.jsonl"
     if not source.is_file():
         if not Path(name).is_file():
-            known = sorted(p.name.removesuffix(".jsonl") for p in (files("parity") / "prompts").iterdir() if p.name.endswith(".jsonl"))
-            raise UsageError(f"no prompt set is called {name!r}; there are {', '.join(known)}, or give a .jsonl file")
+            known = sorted(
+                file.name for file in (files("parity") / "prompts").iterdir() if file.name.endswith(".jsonl")
+            )
+            sets = ", ".join(name.removesuffix(".jsonl") for name in known)
+            raise UsageError(f"no prompt set is called {name!r}; there are {sets}, or give a .jsonl file")
         source = Path(name)
     content = source.read_bytes()
     prompts = []
@@ -93,7 +105,7 @@ def read_prompts(name: str) -> PromptSet:
         try:
             prompts.append(_prompt(json.loads(line)))
         except (ValueError, TypeError, KeyError) as error:
-            raise PromptError(f"{name}:{number} is not a prompt ({error}); it needs id, text and continuation") from None
+            raise PromptError(f"{name}:{number} is no prompt ({error}); it needs id, text, continuation") from None
     if not prompts:
         raise PromptError(f"{name} holds no prompts; add at least one line")
     if len({prompt.id for prompt in prompts}) != len(prompts):
@@ -110,9 +122,7 @@ def _prompt(record: dict[str, Any]) -> Prompt:
     return prompt
 
 
-def tokenize(
-    prompts: PromptSet, folder: Path, vocab_size: int, continuation: int = CONTINUATION_TOKENS
-) -> Inputs:
+def tokenize(prompts: PromptSet, folder: Path, vocab_size: int, continuation: int = CONTINUATION_TOKENS) -> Inputs:
     """Token ids of a set, by the tokenizer in the checkpoint folder; ``continuation`` tokens are forced after each.
 
     Raises:
@@ -123,14 +133,10 @@ def tokenize(
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files that decide how text becomes ids."""
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
-             "special_tokens_map.json")
-    return [folder / name for name in names if (folder / name).is_file()]
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def _tokenize(
-    prompts: PromptSet, folder: Path, vocab_size: int, forced: int, progress: isolated.Progress
-) -> Inputs:
+def _tokenize(prompts: PromptSet, folder: Path, vocab_size: int, forced: int, progress: isolated.Progress) -> Inputs:
     from transformers import AutoTokenizer
 
     from parity.files import sha256_of
@@ -140,7 +146,9 @@ def _tokenize(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise PromptError(f"the tokenizer in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+        raise PromptError(
+            f"the tokenizer in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"
+        ) from None
     tokenized = []
     for number, prompt in enumerate(prompts.prompts):
         progress(number, len(prompts.prompts))
@@ -150,7 +158,7 @@ def _tokenize(
             raise PromptError(f"prompt {prompt.id} has no tokens; give it some text")
         if len(continuation) < forced:
             raise PromptError(
-                f"the continuation of {prompt.id} has {len(continuation)} tokens, {forced} are needed; lengthen it"
+                f"the continuation of {prompt.id} has {len(continuation)} tokens, not {forced}; lengthen it"
             )
         worst = max([*ids, *continuation])
         if worst >= vocab_size:

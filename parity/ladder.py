@@ -26,8 +26,8 @@ from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
 from parity.weights import Weights
 
-#: Weights up to this size are converted while the original runs, each on one thread, which is faster than two threads in
-#: turn. Larger ones wait, so that memory holds only one of them.
+#: Weights up to this size, in bytes, are converted while the original runs, each on one thread, which is faster than
+#: two threads in turn. Larger ones wait, so that memory holds only one of them.
 SMALL_BYTES = 64_000_000
 
 ORIGINALS = ("original64", "original")
@@ -188,7 +188,12 @@ class Ladder:
 
 
 def fit(
-    model: Model, weights: Weights, inputs: Inputs, prefill_lengths: Sequence[int], cache_length: int | None, generate: int
+    model: Model,
+    weights: Weights,
+    inputs: Inputs,
+    prefill_lengths: Sequence[int],
+    cache_length: int | None,
+    generate: int,
 ) -> tuple[DecoderConfig, Export]:
     """The checkpoint's configuration, and an export whose cache holds the longest prompt and what follows it.
 

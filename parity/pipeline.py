@@ -28,7 +28,7 @@ from parity.report.record import Report, RungRecord
 from parity.runners.base import Recorded
 from parity.weights import KINDS, Weights, resolve
 
-#: Prefill signatures of a check unless told otherwise. One short one: most prompts are cut into pieces and padded by it.
+#: Prefill signatures of a check unless told otherwise. A short one: it cuts most prompts into pieces and pads the last.
 PREFILL_LENGTHS = (16,)
 #: Tokens of free-running generation compared after each prompt.
 GENERATED_TOKENS = 8
@@ -163,9 +163,7 @@ def _read(request: Request, weights: Weights, reporter: Reporter) -> Inputs:
 def _ladder(
     request: Request, weights: Weights, inputs: Inputs, generate_tokens: int, scratch: Path, reporter: Reporter
 ) -> Ladder:
-    config, export = fit(
-        request.model, weights, inputs, request.prefill_lengths, request.cache_length, generate_tokens
-    )
+    config, export = fit(request.model, weights, inputs, request.prefill_lengths, request.cache_length, generate_tokens)
     return Ladder(
         model=request.model,
         weights=weights,
@@ -229,9 +227,7 @@ class _Findings:
         }
         return inputs
 
-    def referred(
-        self, reference: Reference, originals: tuple[Recorded, Recorded] | None, inputs: Inputs
-    ) -> Reference:
+    def referred(self, reference: Reference, originals: tuple[Recorded, Recorded] | None, inputs: Inputs) -> Reference:
         """Note the originals. The original's own edge shows the noise floor."""
         if originals:
             oracle, original = originals

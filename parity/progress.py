@@ -11,7 +11,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from parity import isolated
 
-
 #: Steps shorter than this, in seconds, leave no line behind where no live line can be shown.
 WORTH_A_LINE = 2.0
 
@@ -31,7 +30,8 @@ class Reporter:
             return
         began = time.perf_counter()
         if self.console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+            what_column = TextColumn("{task.description}", markup=False)
+            columns = (SpinnerColumn(), what_column, BarColumn(), TimeElapsedColumn())
             with Progress(*columns, console=self.console, transient=True) as progress:
                 task = progress.add_task(what, total=None)
                 yield lambda done, total: progress.update(task, completed=done, total=total or None)

@@ -1,6 +1,7 @@
 """The ladder as tests: ``pytest -m parity --model=phi4``, one test per preset and edge.
 
-Load it from the root ``conftest.py`` (``pytest_plugins = ["parity.pytest_plugin"]``) or with ``-p parity.pytest_plugin``.
+Load it from the root ``conftest.py`` (``pytest_plugins = ["parity.pytest_plugin"]``) or with
+``-p parity.pytest_plugin``.
 A test that takes the fixture ``parity_edge`` is run once for every model and rung asked for.
 """
 

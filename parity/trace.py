@@ -1,4 +1,4 @@
-"""What a runner recorded: logits at every position of every prompt. On disk one safetensors file; goldens are the same."""
+"""What a runner recorded: logits at every position of every prompt. On disk one safetensors file, as goldens are."""
 
 from __future__ import annotations
 

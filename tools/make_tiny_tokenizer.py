@@ -1,6 +1,6 @@
 """Make the byte-level BPE tokenizer of the tiny checkpoints. It was run once; its output is committed.
 
-    python tools/make_tiny_tokenizer.py parity/assets/tiny_tokenizer
+python tools/make_tiny_tokenizer.py parity/assets/tiny_tokenizer
 """
 
 from __future__ import annotations

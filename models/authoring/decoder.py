@@ -44,9 +44,7 @@ class Block(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes as in ``Attention.forward``; returns the new stream and both updated caches."""
-        attended, k_cache, v_cache = self.attention(
-            self.attention_norm(x), cos, sin, mask, positions, k_cache, v_cache
-        )
+        attended, k_cache, v_cache = self.attention(self.attention_norm(x), cos, sin, mask, positions, k_cache, v_cache)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), k_cache, v_cache
 

@@ -16,12 +16,36 @@ from models.errors import ConfigError
 
 #: Keys that cannot change what the model computes in inference.
 INERT = frozenset(
-    """
-    _attn_implementation_autoset _name_or_path architectures attention_dropout attn_implementation auto_map
-    bos_token_id dtype embd_pdrop eos_token_id finetuning_task hidden_dropout id2label initializer_range
-    label2id model_type pad_token_id problem_type resid_pdrop return_dict
-    tokenizer_class torch_dtype transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version use_cache
-    """.split()
+    {
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "attn_implementation",
+        "auto_map",
+        "bos_token_id",
+        "dtype",
+        "embd_pdrop",
+        "eos_token_id",
+        "finetuning_task",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "model_type",
+        "pad_token_id",
+        "problem_type",
+        "resid_pdrop",
+        "return_dict",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unk_token_id",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+    }
 )
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -55,7 +79,7 @@ class HFConfig:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"{folder} has no config.json; point to a checkpoint folder in the hub's layout") from None
+            raise ConfigError(f"{path} is not there; point to a checkpoint folder in the hub's layout") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read ({error}); fetch the file again") from None
         if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
@@ -93,7 +117,7 @@ class HFConfig:
         value = self._values.get(key)
         if value is not None and value not in supported:
             wanted = " or ".join(map(repr, supported)) or "null"
-            raise ConfigError(f"{self.source}: {key} = {value!r} changes the maths and is not supported (only {wanted})")
+            raise ConfigError(f"{self.source}: {key} = {value!r} changes the maths; only {wanted} is supported")
 
     def require(self, condition: bool, otherwise: str) -> None:
         """Refuse values that contradict each other."""
@@ -129,7 +153,7 @@ class HFConfig:
         theta = nested.take("rope_theta", float, default_theta)
         rotary_dim = int(head_dim * nested.take("partial_rotary_factor", float, 1.0))
         if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
-            raise ConfigError(f"{self.source}: {rotary_dim} rotated channels of {head_dim} is not an even part of a head")
+            raise ConfigError(f"{self.source}: {rotary_dim} of {head_dim} rotated channels is no even part of a head")
         scaling = None
         if kind == "llama3":
             scaling = Llama3Scaling(
@@ -152,6 +176,6 @@ class HFConfig:
         unknown = sorted(set(self._values) - self._known)
         if unknown:
             raise ConfigError(
-                f"{self.source}: {unknown[0]} = {self._values[unknown[0]]!r} is not understood and may change the maths; "
-                "teach the family's config mapping what it means"
+                f"{self.source}: {unknown[0]} = {self._values[unknown[0]]!r} is not understood and may change the "
+                "maths; teach the family's config mapping what it means"
             )

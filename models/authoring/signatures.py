@@ -13,7 +13,7 @@ from models.authoring.decoder import DecoderOnlyModel
 
 @dataclass(frozen=True)
 class Signature:
-    """One entry point: ``module(**inputs)`` returns a dict of named outputs. ``inputs`` are samples of the right shape."""
+    """One entry point: ``module(**inputs)`` returns named outputs. ``inputs`` are samples of the right shape."""
 
     name: str
     module: nn.Module

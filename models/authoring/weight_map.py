@@ -131,7 +131,7 @@ class Split(Operation):
         return self.parts
 
     def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part.contiguous() for part in sources[0].split(list(self.rows)))
+        return _cut(sources[0], self.rows)
 
     def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
         import torch
@@ -165,7 +165,7 @@ class Fuse(Operation):
         return (torch.cat(sources),)
 
     def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part.contiguous() for part in targets[0].split(list(self.rows)))
+        return _cut(targets[0], self.rows)
 
     @property
     def description(self) -> str:
@@ -216,15 +216,21 @@ class Drop(Operation):
     def targets(self) -> tuple[str, ...]:
         return ()
 
-    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+    def apply(self, *_: Tensor) -> tuple[Tensor, ...]:
         return ()
 
-    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+    def invert(self, *_: Tensor) -> tuple[Tensor, ...]:
         return ()
 
     @property
     def description(self) -> str:
         return f"drop: {self.reason}"
+
+
+def _cut(tensor: Tensor, rows: Sequence[int]) -> tuple[Tensor, ...]:
+    import torch
+
+    return tuple(part.contiguous() for part in torch.split(tensor, list(rows)))
 
 
 def per_layer(operations: Sequence[Operation], layers: int) -> Iterator[Operation]:
@@ -241,44 +247,52 @@ def load_weights(model: nn.Module, operations: Iterable[Operation], source: Mapp
         CheckpointError: a tensor is missing, left over, of the wrong shape or dtype, or not finite; or the table does
             not produce every parameter exactly once.
     """
-    import torch
-    from torch import nn
-
-    expected = dict(model.named_parameters())  # a tied parameter appears once
-    available = set(source)
-    consumed: set[str] = set()
-    produced: set[str] = set()
+    waiting = dict(model.named_parameters())  # a tied parameter appears once
+    left = set(source)
     for operation in operations:
         if isinstance(operation, Drop):
-            consumed.update(available.intersection(operation.sources))
+            left.discard(operation.source)
             continue
-        tensors = [_read(source, available, name) for name in operation.sources]
-        consumed.update(operation.sources)
+        tensors = [_read(source, name) for name in operation.sources]
+        left.difference_update(operation.sources)
         for target, value in zip(operation.targets, operation.apply(*tensors), strict=True):
-            if target not in expected or target in produced:
-                raise CheckpointError(f"the weight map produces {target} wrongly; every parameter once, no other")
-            if value.shape != expected[target].shape:
-                raise CheckpointError(
-                    f"{' + '.join(operation.sources)} has shape {list(value.shape)} where the configuration asks for "
-                    f"{list(expected[target].shape)}; config.json and weights do not belong together"
-                )
-            _assign(model, target, nn.Parameter(value, requires_grad=False))
-            produced.add(target)
+            _fill(model, waiting, operation, target, value)
         if isinstance(operation, Tie):
             _assign(model, operation.alias, model.get_parameter(operation.target))
-            if operation.stored in available:
-                consumed.add(operation.stored)
-                if not torch.equal(_read(source, available, operation.stored), tensors[0]):
-                    raise CheckpointError(
-                        f"{operation.stored} differs from {operation.source} although the configuration ties them; "
-                        "set tie_word_embeddings to false, or fetch the file again"
-                    )
-    if missing := sorted(expected.keys() - produced):
-        raise CheckpointError(f"the weight map produces no {missing[0]}")
-    if extra := sorted(available - consumed):
+            if operation.stored in left:
+                left.remove(operation.stored)
+                _require_equal(operation, tensors[0], _read(source, operation.stored))
+    if waiting:
+        raise CheckpointError(f"the weight map produces no {min(waiting)}")
+    if left:
         raise CheckpointError(
-            f"{extra[0]} is in the checkpoint but has no place in the model ({len(extra)} such tensors); "
+            f"{min(left)} is in the checkpoint but has no place in the model ({len(left)} such tensors); "
             "it is another architecture, or the weight map lacks a row"
+        )
+
+
+def _fill(model: nn.Module, waiting: dict[str, nn.Parameter], operation: Operation, target: str, value: Tensor) -> None:
+    """Put ``value`` in the place of the parameter ``target``, which must still be waiting for it."""
+    from torch import nn
+
+    if target not in waiting:
+        raise CheckpointError(f"the weight map produces {target}, which is not a parameter or has been produced before")
+    shape = waiting.pop(target).shape
+    if value.shape != shape:
+        raise CheckpointError(
+            f"{' + '.join(operation.sources)} has shape {list(value.shape)} where the configuration asks for "
+            f"{list(shape)}; config.json and weights do not belong together"
+        )
+    _assign(model, target, nn.Parameter(value, requires_grad=False))
+
+
+def _require_equal(operation: Tie, table: Tensor, stored: Tensor) -> None:
+    import torch
+
+    if not torch.equal(table, stored):
+        raise CheckpointError(
+            f"{operation.stored} differs from {operation.source} although the configuration ties them; "
+            "set tie_word_embeddings to false, or fetch the file again"
         )
 
 
@@ -295,11 +309,11 @@ def original_layout(model: nn.Module, operations: Iterable[Operation]) -> dict[s
     return layout
 
 
-def _read(source: Mapping[str, Tensor], available: set[str], name: str) -> Tensor:
+def _read(source: Mapping[str, Tensor], name: str) -> Tensor:
     import torch
 
-    if name not in available:
-        near = difflib.get_close_matches(name, available, n=1)
+    if name not in source:
+        near = difflib.get_close_matches(name, source, n=1)
         hint = f"; the nearest name it has is {near[0]}" if near else ""
         raise CheckpointError(f"the checkpoint has no tensor {name}{hint}")
     tensor = source[name]

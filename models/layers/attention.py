@@ -35,9 +35,7 @@ def scaled_dot_product_attention(
         return (scores.softmax(-1) @ value).transpose(1, 2)
 
     if fused:
-        return composite(
-            "odml.scaled_dot_product_attention", {"scale": scale}, body, query, key, value, mask
-        )
+        return composite("odml.scaled_dot_product_attention", {"scale": scale}, body, query, key, value, mask)
     return body(query, key, value, mask)
 
 

@@ -11,9 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 
-def composite(
-    name: str, attributes: dict[str, float], body: Callable[..., Tensor], *inputs: Tensor
-) -> Tensor:
+def composite(name: str, attributes: dict[str, float], body: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Run ``body(*inputs)`` inside the composite ``name``.
 
     Args:

@@ -30,5 +30,5 @@ def update_cache(cache: Tensor, new: Tensor, positions: Tensor) -> Tensor:
 
 
 @update_cache.register_fake
-def _(cache: Tensor, new: Tensor, positions: Tensor) -> Tensor:
+def _(cache: Tensor, _new: Tensor, _positions: Tensor) -> Tensor:
     return torch.empty_like(cache)

@@ -10,7 +10,7 @@ from parity.trace import Trace
 
 @dataclass(frozen=True)
 class Generation:
-    """``matches`` of ``of`` generated tokens before the first difference of each prompt; ``first_difference`` of all."""
+    """``matches`` of ``of`` tokens come before the first difference of their prompt."""
 
     rung: str
     matches: int

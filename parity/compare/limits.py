@@ -58,7 +58,7 @@ def _quantized(
     return (
         Limit(metric="kl_mean", most=kl_mean, reason="nats per position the next-token distribution may move" + why),
         Limit(metric="kl_p99", most=kl_p99, reason="the same at the worst position in a hundred" + why),
-        Limit(metric="top1_agreement_clear", least=top1, reason="same best token where the oracle is not undecided" + why),
+        Limit(metric="top1_agreement_clear", least=top1, reason="same best token unless the oracle is undecided" + why),
         Limit(
             metric="perplexity_ratio",
             least=perplexity[0],

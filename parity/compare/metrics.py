@@ -74,7 +74,8 @@ def compare_positions(reference: Logits, candidate: Logits) -> PositionErrors:
 def concatenate(parts: Iterable[PositionErrors]) -> PositionErrors:
     """The positions of several comparisons as one."""
     parts = list(parts)
-    return PositionErrors(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(PositionErrors)})
+    names = [field.name for field in fields(PositionErrors)]
+    return PositionErrors(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def log_softmax(logits: Array) -> Array:
@@ -90,7 +91,8 @@ def kl_divergence(reference: Array, candidate: Array) -> Array:
     It cannot be negative; rounding of the order of 1e-17 is cut off.
     """
     log_p, log_q = log_softmax(reference), log_softmax(candidate)
-    return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0.0)
+    result: Array = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0.0)
+    return result
 
 
 def entropy(logits: Array) -> Array:

@@ -27,7 +27,7 @@ from parity.trace import PHASES, PromptTrace, Trace
 class Verdict(StrEnum):
     """PASS: within every limit. FAIL: outside one. ERROR: nothing could be concluded."""
 
-    PASS = "PASS"
+    PASS = "PASS"  # noqa: S105  (not a password)
     FAIL = "FAIL"
     ERROR = "ERROR"
 
@@ -93,9 +93,7 @@ def measure(reference: Trace, candidate: Trace, floor: NoiseFloor, inputs: Input
         }
     for ratio in ("floor_ratio", "worst_position_ratio"):
         metrics[ratio] = max(metrics[phase][ratio] for phase in PHASES)
-    metrics["perplexity_ratio"] = math.exp(
-        _continuation_nll(candidate, inputs) - _continuation_nll(reference, inputs)
-    )
+    metrics["perplexity_ratio"] = math.exp(_continuation_nll(candidate, inputs) - _continuation_nll(reference, inputs))
     return metrics
 
 
@@ -122,6 +120,4 @@ def judge(reference: str, candidate: str, metrics: Mapping[str, Any], limits: Se
     elif broken := [limit for limit in limits if not limit.holds(metrics[limit.metric])]:
         verdict = Verdict.FAIL
         cause = "; ".join(f"{limit.metric} {values[limit.metric]:.4g}, limit {limit.bound}" for limit in broken)
-    return Edge(
-        reference=reference, candidate=candidate, verdict=verdict, metrics=metrics, limits=shown, cause=cause
-    )
+    return Edge(reference=reference, candidate=candidate, verdict=verdict, metrics=metrics, limits=shown, cause=cause)

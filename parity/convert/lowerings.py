@@ -12,8 +12,8 @@ from litert_torch.backend import lowerings
 import models.layers.kv_cache  # noqa: F401  (defines the operator)
 
 
-@lowerings.lower(torch.ops.models.update_cache)
-def _update_cache(context: Any, cache: ir.Value, new: ir.Value, positions: ir.Value) -> Any:
+@lowerings.lower(torch.ops.models.update_cache)  # type: ignore[untyped-decorator]
+def _update_cache(_context: Any, cache: ir.Value, new: ir.Value, positions: ir.Value) -> Any:
     """One slice written from the first position on: the runtime's dynamic_update_slice, in place where it can."""
     scalar = ir.RankedTensorType.get([], ir.RankedTensorType(positions.type).element_type)
     first = stablehlo.slice(

@@ -49,9 +49,7 @@ def conversion(family: str, folder: Path, export: Export, destination: Path) -> 
     return partial(_convert, family, folder, export, destination)
 
 
-def _convert(
-    family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress
-) -> None:
+def _convert(family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress) -> None:
     import gc
 
     import litert_torch

@@ -96,7 +96,9 @@ def _block_of(rule: dict[str, Any]) -> int:
     """The block size a rule asks for, 0 when it is not blockwise."""
     config = rule.get("op_config", {}).get("weight_tensor_config", {})
     granularity = str(getattr(config.get("granularity"), "value", config.get("granularity", "")))
-    return int(granularity.rpartition("_")[2]) if granularity.startswith("BLOCKWISE_") else int(config.get("block_size", 0))
+    if granularity.startswith("BLOCKWISE_"):
+        return int(granularity.removeprefix("BLOCKWISE_"))
+    return int(config.get("block_size", 0))
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,9 @@ def _weights(model: Any) -> Iterator[_Weight]:
                 continue
             operation, position = operators[code]
             index = int(op.inputs[position])
-            if index in made_by and model.operatorCodes[made_by[index].opcodeIndex].builtinCode == BuiltinOperator.DEQUANTIZE:
-                index = int(made_by[index].inputs[0])  # weight-only: stored quantized, dequantized before use
+            maker = made_by.get(index)
+            if maker and model.operatorCodes[maker.opcodeIndex].builtinCode == BuiltinOperator.DEQUANTIZE:
+                index = int(maker.inputs[0])  # weight-only: stored quantized, dequantized before use
             tensor = subgraph.tensors[index]
             scope = tfl_flatbuffer_utils.get_op_scope(op, subgraph.tensors)
             yield _Weight(scope, operation, int(tensor.shape[-1]), tensor, (model, subgraph))
@@ -152,7 +155,7 @@ def _precision(weight: _Weight) -> str:
     from ai_edge_litert.schema_py_generated import QuantizationDetails, TensorType
 
     names = {value: name.lower() for name, value in vars(TensorType).items() if isinstance(value, int)}
-    stored = names[weight.tensor.type]
+    stored: str = names[weight.tensor.type]
     quantization = weight.tensor.quantization
     if quantization is None or (quantization.scale is None and quantization.details is None):
         return stored
@@ -172,15 +175,14 @@ def _check_scales(weight: _Weight, scales: Any, smallest: float) -> None:
     bad = np.flatnonzero(~np.isfinite(values) | (values < smallest) | (values == 0))
     if bad.size:
         raise RungError(
-            f"{readable(weight.scope)} has {bad.size} of {values.size} scales that are zero, subnormal or not finite in "
-            f"their stored precision (first: {values[bad[0]]:.3g}); the runtime would refuse or flush them, use larger "
-            "blocks or another recipe"
+            f"{readable(weight.scope)} has {bad.size} of {values.size} scales that are zero, subnormal or not finite "
+            f"(first: {values[bad[0]]:.3g}); the runtime would refuse or flush them, use another recipe"
         )
 
 
 def readable(scope: str) -> str:
     """A weight's name for people: ``blocks.0.attention.q_proj`` instead of the exporter's path of classes."""
-    scope = scope.split(";")[0]
+    scope = scope.partition(";")[0]
     if scope.endswith("logits_output"):
         return "head.projection"
     parts = [re.sub(r"^.*\.[A-Za-z0-9]+_", "", part) for part in scope.split("/")]

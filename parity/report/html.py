@@ -14,10 +14,15 @@ from parity.report.terminal import COLUMNS, DASH, LARGER_IS_BETTER, NAMED, Summa
 #: The figure that stands for a rung in the chart, if it was judged by it; the first that applies.
 _LEADING = ("floor_ratio", "kl_mean")
 _TITLES = {name: column.title.split("\nprefill")[0].replace("\n", " ") for column in COLUMNS for name in column.metrics}
-_SHOWN_AS = {"top1_agreement": terminal.percent, "top1_agreement_clear": terminal.percent, "top5_overlap": terminal.percent}
+_SHOWN_AS = {
+    **dict.fromkeys(("top1_agreement", "top1_agreement_clear", "top5_overlap"), terminal.percent),
+    **dict.fromkeys(("floor_ratio", "worst_position_ratio"), terminal.multiple),
+    "perplexity_ratio": terminal.ratio,
+}
 #: Decades of the axis that are always there, and those beyond which a mark stays at the edge.
 _LEAST_RANGE = (-2, 1)
 _MOST_RANGE = (-8, 8)
+_TIMES = "\N{MULTIPLICATION SIGN}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 #: Characters of a rung's name that there is room for beside the chart.
 _NAME_LENGTH = 24
@@ -126,7 +131,8 @@ class Chart:
 def _tick(decade: int) -> str:
     if decade == 0:
         return "limit"
-    return f"{10.0**decade:g}×" if -3 <= decade <= 3 else f"10{str(decade).translate(_SUPERSCRIPTS)}×"
+    power = f"{10.0**decade:g}" if -3 <= decade <= 3 else f"10{str(decade).translate(_SUPERSCRIPTS)}"
+    return power + _TIMES
 
 
 @dataclass(frozen=True)
@@ -180,4 +186,4 @@ def _room(share: float) -> str:
         return "all of it left"
     times = 1 / share if share <= 1 else share
     amount = f"{times:.1f}" if times < 10 else terminal.figure(float(f"{times:.2g}"))
-    return f"{amount}× {'room' if share <= 1 else 'over'}"
+    return f"{amount}{_TIMES} {'room' if share <= 1 else 'over'}"

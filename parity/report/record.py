@@ -14,6 +14,7 @@ from parity.errors import UsageError
 from parity.files import whole_file
 
 SCHEMA_VERSION = 1
+_KEPT = ("model", "family", "weights", "prompt_set", "generation", "environment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +65,10 @@ class Report:
         """
         try:
             if record["schema_version"] != SCHEMA_VERSION:
-                raise UsageError(f"schema_version {record['schema_version']} is not {SCHEMA_VERSION}; run the check again")
+                found = record["schema_version"]
+                raise UsageError(f"schema_version {found} is not {SCHEMA_VERSION}; run the check again")
             edges = [Edge(**{**edge, "verdict": Verdict(edge["verdict"])}) for edge in record["edges"]]
-            kept = {key: record[key] for key in ("model", "family", "weights", "prompt_set", "generation", "environment")}
+            kept = {key: record[key] for key in _KEPT}
             rungs = [RungRecord(**rung) for rung in record["rungs"]]
             return cls(**kept, rungs=rungs, edges=edges, seconds=record["seconds"], cause=record.get("cause"))
         except (KeyError, TypeError, ValueError) as error:

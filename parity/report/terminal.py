@@ -59,8 +59,10 @@ def figure(value: object) -> str:
     if found is None:
         return DASH
     size = abs(found)
-    if size == 0 or 1e-3 <= size < 999.5:
-        return f"{found:.3g}"
+    if size == 0:
+        return "0"
+    if 1e-3 <= size < 999.5:
+        return f"{found:#.3g}".rstrip(".")
     if 1 <= size < 99_999.5:
         return f"{found:.0f}"
     mantissa, exponent = f"{found:.1e}".split("e")
@@ -190,10 +192,10 @@ def within(edge: Edge, metric: str) -> bool:
 
 
 def bound_text(metric: str, bound: object) -> str:
-    """A limit as it is read: ``≤ 8``, ``≥ 0.9``, ``0.9 to 1.1``."""
-    if isinstance(bound, (list, tuple)):
-        return " to ".join(figure(end) for end in bound)
-    return f"{'≥' if metric in LARGER_IS_BETTER else '≤'} {figure(bound)}"
+    """A limit as it is read, never rounded: ``≤ 8``, ``≥ 0.9``, ``0.955 to 1.045``."""
+    ends = [number(end) for end in (bound if isinstance(bound, (list, tuple)) else [bound])]
+    exact = " to ".join(DASH if end is None else f"{end:.9g}" for end in ends)
+    return exact if len(ends) > 1 else f"{'≥' if metric in LARGER_IS_BETTER else '≤'} {exact}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,10 +208,10 @@ class ShownLimit:
     reason: str
 
 
-def limits_shown(report: Report) -> list[ShownLimit]:
-    """The limits that this report was judged by, each once. Reasons are today's: given only where the limit still is."""
-    held: dict[tuple[str, str, str], list[str]] = {}
-    for edge, _ in ladder(report):
+def limits_shown(reports: Sequence[Report]) -> list[ShownLimit]:
+    """The limits that rungs were judged by, each once. Reasons are today's: given only where the limit still is."""
+    held: dict[tuple[str, str, str], dict[str, None]] = {}
+    for edge in (edge for report in reports for edge, _ in ladder(report)):
         table = {limit.metric: limit for limit in _table_of_limits(edge)}
         for metric, bound in edge.limits.items():
             today = table.get(metric)
@@ -219,9 +221,10 @@ def limits_shown(report: Report) -> list[ShownLimit]:
                 reason = today.reason
             else:
                 reason = f"The limit has changed since; it is now {bound_text(metric, today.bound)}."
-            held.setdefault((metric, bound_text(metric, bound), reason), []).append(edge.candidate)
+            rungs = held.setdefault((shown(metric), bound_text(metric, bound), shown(reason)), {})
+            rungs[shown(edge.candidate)] = None
     return [
-        ShownLimit(metric=shown(metric), bound=bound, rungs=tuple(map(shown, rungs)), reason=shown(reason))
+        ShownLimit(metric=metric, bound=bound, rungs=tuple(rungs), reason=reason)
         for (metric, bound, reason), rungs in held.items()
     ]
 

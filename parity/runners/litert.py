@@ -95,7 +95,8 @@ class LiteRTSession:
         return np.concatenate(pieces)
 
     def decode(self, token: int) -> Logits:
-        return self._run("decode", [token], 1)[0]
+        logits: Logits = self._run("decode", [token], 1)[0]
+        return logits
 
     def _run(self, signature: str, tokens: Sequence[int], count: int) -> Logits:
         """Call ``signature``; logits of the first ``count`` positions. Padding leaves nothing visible behind."""

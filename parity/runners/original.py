@@ -49,8 +49,8 @@ class Original:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise RungError(f"transformers cannot load {self.folder}: {' '.join(str(error).split())[:300]}") from error
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-            if info.get(problem):
-                raise RungError(f"transformers reports {problem} in {self.folder}: {sorted(map(str, info[problem]))[:3]}")
+            if found := sorted(map(str, info.get(problem, ()))):
+                raise RungError(f"transformers reports {problem} in {self.folder}: {', '.join(found[:3])}")
         return model.eval()
 
 
@@ -66,7 +66,8 @@ class OriginalSession:
         return self._run(tokens)
 
     def decode(self, token: int) -> Logits:
-        return self._run([token])[0]
+        logits: Logits = self._run([token])[0]
+        return logits
 
     def _run(self, tokens: Sequence[int]) -> Logits:
         import torch
@@ -88,12 +89,10 @@ def everything_float64() -> AbstractContextManager[Any]:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Float64Everywhere(TorchDispatchMode):
+    class Float64Everywhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             args = tuple(torch.float64 if value is torch.float32 else value for value in args)
-            kwargs = {
-                key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()
-            }
+            kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
             return function(*args, **kwargs)
 
     @contextmanager
@@ -101,7 +100,7 @@ def everything_float64() -> AbstractContextManager[Any]:
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
-            with Float64Everywhere():
+            with Float64Everywhere():  # type: ignore[no-untyped-call]
                 yield
         finally:
             torch.set_default_dtype(default)

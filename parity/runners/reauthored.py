@@ -54,7 +54,8 @@ class ReauthoredSession:
         return self._run(tokens)
 
     def decode(self, token: int) -> Logits:
-        return self._run([token])[0]
+        logits: Logits = self._run([token])[0]
+        return logits
 
     def _run(self, tokens: Sequence[int]) -> Logits:
         import torch

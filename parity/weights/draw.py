@@ -1,7 +1,7 @@
 """Weights drawn from a seed, bit-identical on every machine.
 
-Each tensor has its own counter-based streams (Philox, keyed by the tensor's name), so tensors can be drawn in any order.
-The raw 64-bit integers become values by exact arithmetic: four 16-bit parts are summed (an integer, close to normally
+Each tensor has its own counter-based streams (Philox, keyed by its name), so tensors can be drawn in any order. The raw
+64-bit integers become values by exact arithmetic: four 16-bit parts are summed (an integer, close to normally
 distributed), integers are multiplied and added in float64 far below 2**53, and the result is scaled once in float32.
 
 The statistics imitate a trained model's, because an untrained one hides bugs and makes quantization look hopeless:
@@ -109,7 +109,8 @@ def _stream(key: str) -> np.random.Philox:
 def _integers(stream: np.random.Philox, rows: int, columns: int) -> NDArray[np.float64]:
     """Integers (held in float64) of mean 0 and standard deviation ``_SUM_STD``, ``[rows, columns]``."""
     parts = stream.random_raw(rows * columns).astype("<u8", copy=False).view("<u2").reshape(rows, columns, 4)
-    return parts.sum(axis=2, dtype=np.int32).astype(np.float64) - _SUM_MEAN
+    sums: NDArray[np.float64] = parts.sum(axis=2, dtype=np.int32).astype(np.float64)
+    return sums - _SUM_MEAN
 
 
 def _subspace(width: int, seed: str) -> NDArray[np.float64]:

@@ -421,13 +421,17 @@ def small(operation: Operation, source: dict[str, Any], **shapes: tuple[int, ...
     load_weights(holder(**shapes), [operation], tensors)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: torch's own RuntimeError comes out where shapes do not fit the operation")
+@pytest.mark.xfail(
+    strict=True,
+    raises=RuntimeError,
+    reason="bug: torch's own RuntimeError comes out where shapes do not fit the operation",
+)
 @pytest.mark.parametrize(
     ("operation", "source", "shapes"),
     [
-        (Split("a", ("b", "c"), (2, 3)), {"a": (6, 2)}, {"b": (2, 2), "c": (3, 2)}),
-        (Fuse(("a", "b"), "c", (2, 3)), {"a": (2, 2), "b": (3, 4)}, {"c": (5, 2)}),
-        (Transpose("a", "b"), {"a": (2, 3, 4)}, {"b": (3, 2)}),
+        (Split("first", ("b", "c"), (2, 3)), {"first": (6, 2)}, {"b": (2, 2), "c": (3, 2)}),
+        (Fuse(("first", "second"), "c", (2, 3)), {"first": (2, 2), "second": (3, 4)}, {"c": (5, 2)}),
+        (Transpose("first", "b"), {"first": (2, 3, 4)}, {"b": (3, 2)}),
     ],
     ids=["split", "fuse", "transpose"],
 )
@@ -435,19 +439,25 @@ def test_shapes_an_operation_cannot_take_are_refused_by_name(
     operation: Operation, source: dict[str, Any], shapes: dict[str, tuple[int, ...]]
 ) -> None:
     """A tensor that cannot be cut, stacked or turned as the row says is the checkpoint's error, with its name."""
-    with pytest.raises(CheckpointError, match="^a "):
+    with pytest.raises(CheckpointError, match="first|second"):
         small(operation, source, **shapes)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: only the stacked shape is compared, so rows of the parts may be exchanged")
+@pytest.mark.xfail(
+    strict=True,
+    raises=pytest.fail.Exception,
+    reason="bug: only the stacked shape is compared, so the parts' rows may be exchanged",
+)
 def test_fused_parts_must_have_their_own_rows() -> None:
     """Parts of 3 and 2 rows where the table says 2 and 3 add up to the right shape and are wrong all the same."""
-    with pytest.raises(CheckpointError, match="^a "):
-        small(Fuse(("a", "b"), "c", (2, 3)), {"a": (3, 2), "b": (2, 2)}, c=(5, 2))
+    with pytest.raises(CheckpointError, match="first|second"):
+        small(Fuse(("first", "second"), "c", (2, 3)), {"first": (3, 2), "second": (2, 2)}, c=(5, 2))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: nothing notices that a source tensor is consumed twice")
+@pytest.mark.xfail(
+    strict=True, raises=pytest.fail.Exception, reason="bug: nothing notices that a source tensor is consumed twice"
+)
 def test_source_consumed_twice_is_refused_by_name() -> None:
     """Every source tensor is consumed exactly once: two parameters from one tensor are a Tie or a mistake."""
-    with pytest.raises(CheckpointError, match="^a "):
-        load_weights(holder(b=(2,), c=(2,)), [Rename("a", "b"), Rename("a", "c")], {"a": torch.ones(2)})
+    with pytest.raises(CheckpointError, match="first"):
+        load_weights(holder(b=(2,), c=(2,)), [Rename("first", "b"), Rename("first", "c")], {"first": torch.ones(2)})

@@ -321,7 +321,7 @@ def test_blocked_scores_weigh_exactly_nothing() -> None:
     assert scores.softmax(0).tolist() == [1.0, 0.0]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: -0.7 of float32's largest twice is infinite; the comment on BLOCKED says not")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="bug: -0.7 of float32's largest twice is infinite; the comment on BLOCKED says not")
 def test_two_blocks_added_stay_finite() -> None:
     """What the comment on BLOCKED promises."""
     blocked = torch.tensor(BLOCKED, dtype=torch.float32)

@@ -1,0 +1,98 @@
+"""A crash of a job is contained and named; what a job raises comes back; nothing is left behind."""
+
+import ctypes
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from parity import isolated
+from parity.errors import PromptError, RungError
+
+
+def _answer(progress: isolated.Progress) -> int:
+    progress(1, 2)
+    print("chatter that must not reach the terminal")
+    return 42
+
+
+def _die(number: int, _: isolated.Progress) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def _segfault(_: isolated.Progress) -> None:
+    ctypes.string_at(0)
+
+
+def _exit(_: isolated.Progress) -> None:
+    os._exit(7)
+
+
+def _raise(error: Exception, _: isolated.Progress) -> None:
+    raise error
+
+
+def _pid(_: isolated.Progress) -> int:
+    return os.getpid()
+
+
+def test_result_progress_and_cost_come_back(capfd: pytest.CaptureFixture[str]) -> None:
+    """The value, the progress calls, the time and the peak memory; the job's prints stay in its log."""
+    calls: list[tuple[int, int]] = []
+    finished = isolated.run("answering", _answer, lambda done, total: calls.append((done, total)))
+    assert finished.value == 42
+    assert calls == [(1, 2)]
+    assert finished.seconds > 0
+    assert finished.peak_rss_mb > 1
+    captured = capfd.readouterr()
+    assert "chatter" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGTERM])
+def test_death_by_signal_names_the_signal(number: signal.Signals) -> None:
+    """Whatever signal ends a job, the run goes on and says which."""
+    with pytest.raises(RungError, match=f"dying was killed by {number.name}"):
+        isolated.run("dying", partial(_die, number))
+
+
+def test_a_real_segfault_is_contained() -> None:
+    """A read of address zero kills the job only."""
+    with pytest.raises(RungError, match="SIGSEGV"):
+        isolated.run("crashing", _segfault)
+    assert isolated.run("answering", _answer).value == 42
+
+
+def test_silent_exit_is_an_error() -> None:
+    """A process that just ends, even orderly, has no result."""
+    with pytest.raises(RungError, match="without a result"):
+        isolated.run("leaving", _exit)
+
+
+def test_own_errors_come_back_as_they_are() -> None:
+    """An error of this project keeps its type and message."""
+    with pytest.raises(PromptError, match="no tokens"):
+        isolated.run("tokenizing", partial(_raise, PromptError("no tokens")))
+
+
+def test_unexpected_errors_become_one_line() -> None:
+    """Anything else is a rung error with the type and the message on one line."""
+    with pytest.raises(RungError, match=r"^working failed: ZeroDivisionError: a b$"):
+        isolated.run("working", partial(_raise, ZeroDivisionError("a\n b")))
+
+
+def test_leaving_the_block_ends_the_job() -> None:
+    """An interrupted wait leaves no process behind."""
+    with isolated.Job("sleeping", partial(_die, 0)) as job:
+        pid = job._process.pid
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_every_job_has_its_own_process() -> None:
+    """No two jobs share a process, nor any with the caller."""
+    pids = {isolated.run("asking", _pid).value for _ in range(3)} | {os.getpid()}
+    assert len(pids) == 4

@@ -1,0 +1,125 @@
+"""Drawn weights: bit-identical everywhere, statistics of a trained model, bounded memory."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from models import registry
+from models.authoring.checkpoint import Checkpoint
+from models.authoring.stage import run_stages
+from parity import isolated
+from parity.compare.metrics import entropy
+from parity.golden import GoldenStore
+from parity.inputs import read_prompts, tokenize
+from parity.trace import Trace
+from parity.weights import resolve, write_checkpoint
+from parity.weights.draw import OUTLIER_CHANNELS, Drawn, values, write_safetensors
+
+MODELS = [pytest.param(model, id=model.name) for model in registry.models()]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_tiny_checkpoint_has_the_committed_hash(model: registry.Model) -> None:
+    """The bits are those that the recording was made from, on whatever machine that was."""
+    store = GoldenStore.default()
+    weights = resolve(model, "tiny")
+    assert weights.sha256 == store.of(model.name, weights, "short").facts["identity"]["weights"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_next_token_entropy_is_that_of_a_trained_model(model: registry.Model) -> None:
+    """Averaged over the default prompts it lies between 1.5 and 3 nats."""
+    store = GoldenStore.default()
+    trace = Trace.load(store.of(model.name, resolve(model, "tiny"), "short").path)
+    logits = np.concatenate([part for prompt in trace.prompts.values() for part in (prompt.prefill, prompt.decode)])
+    assert 1.5 <= entropy(logits).mean() <= 3.0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_residual_stream_has_outlier_channels(model: registry.Model) -> None:
+    """Before the head a few channels are several times larger than the others, and only a few."""
+    weights = resolve(model, "tiny")
+    loaded = model.family.load(weights.folder)
+    inputs = tokenize(read_prompts("short"), weights.folder, loaded.config.vocab_size)
+    squares = torch.zeros(loaded.config.width)
+    with torch.no_grad():
+        for prompt in inputs.prompts:
+            positions = torch.arange(len(prompt.prompt), dtype=torch.int32)
+            tensors = {"tokens": torch.tensor([prompt.prompt]), "input_pos": positions, **loaded.empty_cache(64)}
+            squares += run_stages(loaded.stages(64)[:-1], tensors)["hidden"][0].square().sum(0)
+    ratios = (squares / squares.median()).sqrt()
+    assert 1 <= int((ratios > 3).sum()) <= OUTLIER_CHANNELS + 1
+
+
+def test_every_tensor_is_off_its_initial_value() -> None:
+    """Gains are not 1, biases not 0: a port that drops one cannot pass."""
+    with Checkpoint(resolve(registry.get("qwen2.5-0.5b"), "tiny").folder) as checkpoint:
+        for name, tensor in checkpoint.items():
+            assert tensor.std() > 0.005, name
+            if tensor.ndim == 1:
+                assert not torch.isin(tensor, torch.tensor([0.0, 1.0])).any(), name
+
+
+def test_values_do_not_depend_on_how_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are a matter of memory, not of numbers."""
+    for kind in ("reader", "writer"):
+        drawn = Drawn("x", (64, 48), kind, 0.1, outlier_rows=(3,))
+        monkeypatch.setattr("parity.weights.draw.CHUNK", 1 << 20)
+        whole = np.concatenate(list(values(drawn, "seed")))
+        monkeypatch.setattr("parity.weights.draw.CHUNK", 200)
+        pieces = list(values(drawn, "seed"))
+        assert len(pieces) > 1
+        np.testing.assert_array_equal(whole, np.concatenate(pieces))
+
+
+def test_bfloat16_is_rounded_as_torch_rounds(tmp_path: Path) -> None:
+    """The integer rounding equals the library's, and the file is one that the library reads."""
+    drawn = Drawn("x", (256, 64), "reader", 1.0)
+    write_safetensors(tmp_path / "a.safetensors", [drawn], dtype="bfloat16", seed="s")
+    exact = torch.from_numpy(np.concatenate(list(values(drawn, "s"))).reshape(256, 64))
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert torch.equal(file.get_tensor("x"), exact.to(torch.bfloat16))
+
+
+def test_a_damaged_cache_is_drawn_again() -> None:
+    """A flipped byte in the user's cache is noticed and mended, not used."""
+    model = registry.get("amd-llama-135m")
+    weights = resolve(model, "tiny")
+    path = weights.folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert resolve(model, "tiny").sha256 == weights.sha256
+    content[-1] ^= 1
+    assert path.read_bytes() == bytes(content)
+
+
+def test_synthetic_is_sharded_by_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of bounded size, named as on the hub, that load strictly through the weight map."""
+    monkeypatch.setattr("parity.weights.SHARD_BYTES", 400_000)
+    model = registry.get("amd-llama-135m")
+    write_checkpoint(tmp_path, model, lambda _done, _total: None, tiny=True)
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(names) > 2
+    assert names[0] == f"model-00001-of-{len(names):05}.safetensors"
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(index.values()) == set(names)
+    model.family.load(tmp_path)
+
+
+def _draw_large(path: Path, progress: isolated.Progress) -> None:
+    progress(0, 1)
+    table = Drawn("model.embed_tokens.weight", (128256, 3072), "reader", 0.1)
+    write_safetensors(path, [table], dtype="bfloat16", seed="llama-3.2-3b/synthetic")
+
+
+def test_drawing_the_largest_tensor_of_a_3b_model_stays_small(tmp_path: Path) -> None:
+    """Its 788 MB are never in memory together; the limit for a whole 3B checkpoint is 1 GB."""
+    finished = isolated.run("drawing", partial(_draw_large, tmp_path / "large.safetensors"))
+    assert (tmp_path / "large.safetensors").stat().st_size > 788_000_000
+    assert finished.peak_rss_mb < 1000
