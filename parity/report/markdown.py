@@ -142,7 +142,7 @@ def _environments(reports: Sequence[Report]) -> Iterator[str]:
         found.setdefault(tuple(environment_lines(report.environment)), []).append(report.model)
     for lines, models in found.items():
         of = f" of {_names(models)}" if len(found) > 1 else ""
-        yield _details(f"Environment{of}", "\n".join(f"- {prose(name)} {code(value)}" for name, value in lines))
+        yield _details(f"Environment{of}", "\n".join(f"- {code(f'{name} {value}')}" for name, value in lines))
 
 
 def _details(title: str, body: str) -> str:
