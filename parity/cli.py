@@ -46,7 +46,7 @@ def _complete_recipes(incomplete: str) -> list[str]:
 def _complete_weights(incomplete: str) -> list[str]:
     from parity.weights import KINDS
 
-    return [name for name in KINDS if name.startswith(incomplete)]
+    return [name for name in KINDS if name != "path" and name.startswith(incomplete)]
 
 
 Models = Annotated[
@@ -58,7 +58,9 @@ OneModel = Annotated[
 ]
 WeightsOption = Annotated[
     str,
-    typer.Option("--weights", help="tiny, synthetic, hub, or a checkpoint folder.", autocompletion=_complete_weights),
+    typer.Option(
+        "--weights", help="tiny, synthetic, hub, hub@REVISION, or a folder.", autocompletion=_complete_weights
+    ),
 ]
 Recipes = Annotated[
     list[str] | None,

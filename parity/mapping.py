@@ -36,7 +36,7 @@ def render(model: Model, weights: str, console: Console, reporter: Reporter) -> 
         ModelError: the checkpoint does not fit the map.
     """
     with reporter.step(f"{model.name}: weights") as progress:
-        folder = resolve(model, weights, progress).folder
+        folder = resolve(model, weights, progress, reporter.note).folder
     with reporter.step("loading through the weight map"):
         rows, parameters = isolated.run("loading", partial(_rows, model.family.name, folder)).value
     table = Table(caption=f"{parameters:,} parameters", caption_justify="left")

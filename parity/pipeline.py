@@ -26,7 +26,7 @@ from parity.ladder import Ladder, Plan, Rung, fit
 from parity.progress import Reporter
 from parity.report.record import Report, RungRecord
 from parity.runners.base import Recorded
-from parity.weights import KINDS, Weights, resolve
+from parity.weights import Weights, kind_of, resolve
 
 #: Prefill signatures of a check unless told otherwise. A short one: it cuts most prompts into pieces and pads the last.
 PREFILL_LENGTHS = (16,)
@@ -54,7 +54,7 @@ class Request:
     @property
     def name(self) -> str:
         """What the report calls the model: a preset, or the family when the weights are a folder of any size."""
-        return self.model.name if self.weights in KINDS else self.model.family.name
+        return self.model.family.name if kind_of(self.weights) == "path" else self.model.name
 
 
 def check(request: Request, reporter: Reporter) -> Report:
@@ -150,7 +150,7 @@ def _decode(folder: Path, sequences: list[tuple[int, ...]], progress: isolated.P
 
 def _weigh(request: Request, reporter: Reporter) -> Weights:
     with reporter.step(f"{request.name}: weights") as progress:
-        return resolve(request.model, request.weights, progress)
+        return resolve(request.model, request.weights, progress, reporter.note)
 
 
 def _read(request: Request, weights: Weights, reporter: Reporter) -> Inputs:
@@ -193,7 +193,7 @@ class _Findings:
         self.request = request
         self.began = time.perf_counter()
         self.reference = "golden" if request.golden else "original64"
-        self.weights: dict[str, Any] = {"kind": request.weights, "sha256": None, "revision": None}
+        self.weights: dict[str, Any] = {"kind": kind_of(request.weights), "sha256": None, "revision": None}
         self.prompt_set: dict[str, Any] = {"name": request.prompts, "sha256": None, "prompts": 0, "positions": 0}
         self.rungs: list[RungRecord] = []
         self.edges: list[Edge] = []

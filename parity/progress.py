@@ -22,6 +22,11 @@ class Reporter:
         self.console = console
         self.quiet = quiet
 
+    def note(self, text: str) -> None:
+        """One plain line, at once."""
+        if not self.quiet:
+            self.console.print(text, markup=False, highlight=False, style="dim")
+
     @contextmanager
     def step(self, what: str) -> Iterator[isolated.Progress | None]:
         """Announce ``what``; the value is a callback for how far it is."""
@@ -39,4 +44,4 @@ class Reporter:
             yield None
         took = time.perf_counter() - began
         if self.console.is_terminal or took >= WORTH_A_LINE:
-            self.console.print(f"{what}  {took:.1f} s", markup=False, highlight=False, style="dim")
+            self.note(f"{what}  {took:.1f} s")

@@ -18,7 +18,7 @@ from parity.convert.recipes import Recipe, get_recipe
 from parity.errors import UsageError
 from parity.files import whole_file, writable
 from parity.progress import Reporter
-from parity.weights import KINDS, resolve
+from parity.weights import kind_of, resolve
 
 #: Prefill signatures of a shipped file unless told otherwise.
 PREFILL_LENGTHS = (64, 128)
@@ -55,12 +55,12 @@ def to_file(
     began = time.perf_counter()
     export = Export(prefill_lengths=prefill_lengths, cache_length=cache_length, prefill_logits=prefill_logits)
     chosen = get_recipe(recipe) if recipe else None
-    name = model.name if weights in KINDS else Path(weights).resolve().name
+    name = Path(weights).resolve().name if kind_of(weights) == "path" else model.name
     destination = output / file_name(name, chosen.suffix if chosen else "f32", export) if _is_folder(output) else output
     writable(destination)
     isolated.preload(converter=True)
     with reporter.step(f"{name}: weights") as progress:
-        checkpoint = resolve(model, weights, progress)
+        checkpoint = resolve(model, weights, progress, reporter.note)
     positions = model.family.config_from(HFConfig.load(checkpoint.folder)).max_positions
     if cache_length > positions:
         raise UsageError(f"--kv-cache {cache_length} is more than the {positions} positions {name} knows; lower it")

@@ -181,11 +181,14 @@ def _check_scales(weight: _Weight, scales: Any, smallest: float) -> None:
 
 
 def readable(scope: str) -> str:
-    """A weight's name for people: ``blocks.0.attention.q_proj`` instead of the exporter's path of classes."""
-    scope = scope.partition(";")[0]
-    if scope.endswith("logits_output"):
+    """A weight's name for people: ``blocks.0.attention.q_proj`` instead of the exporter's paths of classes.
+
+    Where the exporter has merged operators, the scope joins their paths by ``;`` and the deepest is the weight's own.
+    """
+    if scope.removesuffix(";").endswith("logits_output"):
         return "head.projection"
-    parts = [re.sub(r"^.*\.[A-Za-z0-9]+_", "", part) for part in scope.split("/")]
+    path = max(scope.split(";"), key=lambda path: path.count("/"))
+    parts = [re.sub(r"^.*\.[A-Za-z0-9]+_", "", part) for part in path.split("/")]
     parts = [part for part in parts if part and "." not in part and part != "model"]
     return ".".join(f"blocks.{part}" if part.isdigit() else part for part in parts) or scope
 

@@ -29,8 +29,8 @@ MARKS = {Verdict.PASS: "✅ PASS", Verdict.FAIL: "❌ FAIL", Verdict.ERROR: "⚠
 
 #: Names made of these alone mean nothing to Markdown between backticks, in a table cell or out of it.
 _PLAIN_NAME = re.compile(r"[\w./:+=,@()-]+( [\w./:+=,@()-]+)*", re.ASCII)
-#: Characters with a meaning in running text. An underscore inside a word has none.
-_SPECIAL = re.compile(r"[&<>|`*\[\]\\~^$!#@{}]|(?<!\w)_|_(?!\w)")
+#: Characters with a meaning in running text. A lone underscore between letters or digits has none.
+_SPECIAL = re.compile(r"[&<>|`*\[\]\\~^$!#@{}]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def code(name: object) -> str:

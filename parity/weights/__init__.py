@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import as_file, files
@@ -24,7 +24,7 @@ from parity.errors import UsageError, WeightsError
 from parity.files import sha256_of, whole_folder
 from parity.weights.draw import Drawn, plan, write_safetensors
 
-KINDS = ("tiny", "synthetic", "hub")
+KINDS = ("tiny", "synthetic", "hub", "path")
 #: Bytes of weights in one shard of a synthetic checkpoint.
 SHARD_BYTES = 2_000_000_000
 
@@ -48,33 +48,42 @@ class Weights:
         return sum(path.stat().st_size for path in weight_files(self.folder))
 
 
-def resolve(model: Model, weights: str, on_progress: isolated.Progress | None = None) -> Weights:
-    """The checkpoint that ``weights`` means for ``model``.
+def kind_of(weights: str) -> str:
+    """What ``weights`` names: ``tiny``, ``synthetic``, ``hub`` (also ``hub@REVISION``), else a ``path``."""
+    kind = weights.partition("@")[0] if weights.startswith("hub@") else weights
+    return kind if kind in KINDS else "path"
+
+
+def resolve(
+    model: Model,
+    weights: str,
+    on_progress: isolated.Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Weights:
+    """The checkpoint that ``weights`` means for ``model``. A download tells what it does through ``say``.
 
     Raises:
         UsageError: a path that is not a folder.
         WeightsError: a drawn checkpoint differs from its committed hash, or a download failed.
         ModelError: a local folder without a usable configuration or weights.
     """
-    revision = None
-    label = weights
-    if weights in ("tiny", "synthetic"):
-        folder, sha256 = _drawn(model, tiny=weights == "tiny", on_progress=on_progress)
-        return Weights(weights, label, folder, sha256, revision)
-    if weights == "hub":
+    kind, revision = kind_of(weights), None
+    if kind in ("tiny", "synthetic"):
+        folder, sha256 = _drawn(model, tiny=kind == "tiny", on_progress=on_progress)
+        return Weights(kind, kind, folder, sha256, revision)
+    if kind == "hub":
         from parity.weights.hub import download
 
-        folder, revision = download(model.preset.repo, model.preset.revision)
+        wanted = weights.partition("@")[2] or model.preset.revision
+        folder, revision = download(model.preset.repo, wanted, on_progress=say)
     else:
         folder = Path(weights).expanduser().resolve()
         if not folder.is_dir():
-            raise UsageError(f"{weights} is not a folder; --weights takes {', '.join(KINDS)} or a checkpoint folder")
+            raise UsageError(f"{weights} is not a folder; --weights takes tiny, synthetic, hub, or a folder")
         if not (folder / "config.json").is_file():
             raise UsageError(f"{folder} has no config.json; point --weights to a checkpoint folder in the hub's layout")
-        label = folder.name
     model.family.config_from(HFConfig.load(folder))  # refuse what cannot be carried out before anything heavy starts
-    kind = weights if weights in KINDS else "path"
-    return Weights(kind, label, folder, sha256_of(weight_files(folder)), revision)
+    return Weights(kind, folder.name if kind == "path" else kind, folder, sha256_of(weight_files(folder)), revision)
 
 
 def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -> tuple[Path, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import re
 import sys
 import warnings
@@ -135,15 +134,13 @@ def _cached(repo: str, revision: str, *, surely: bool) -> Path | None:
 
 
 def _has_config_and_weights(folder: Path) -> bool:
-    # Not by models.authoring.checkpoint, which imports torch: this module answers before that has loaded.
+    from models.authoring.checkpoint import weight_files
+    from models.errors import CheckpointError
+
     try:
-        entries = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
-        shards = set(entries.values())
-    except FileNotFoundError:
-        shards = {"model.safetensors"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # a damaged index vouches for nothing
-    return bool(shards) and all((folder / name).is_file() for name in ("config.json", *shards))
+        return all(path.is_file() for path in (folder / "config.json", *weight_files(folder)))
+    except CheckpointError:
+        return False  # no weights, or a damaged index, which vouches for nothing
 
 
 def _is_weights(name: str) -> bool:

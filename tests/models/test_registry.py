@@ -156,10 +156,21 @@ def test_listing_imports_nothing_heavy() -> None:
         "registry.get('deepseek')\n"
         "print(json.dumps([names, sorted({name.partition('.')[0] for name in sys.modules})]))\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=SOURCES.parent)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=SOURCES.parent
+    )
     names, imported = json.loads(result.stdout)
     assert names == [model.name for model in registry.models()]
-    heavy = {"torch", "transformers", "numpy", "safetensors", "litert_torch", "ai_edge_litert", "huggingface_hub", "parity"}
+    heavy = {
+        "torch",
+        "transformers",
+        "numpy",
+        "safetensors",
+        "litert_torch",
+        "ai_edge_litert",
+        "huggingface_hub",
+        "parity",
+    }
     assert not heavy & set(imported)
 
 

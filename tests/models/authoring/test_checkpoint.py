@@ -165,12 +165,13 @@ def test_garbage(tmp_path: Path, content: bytes) -> None:
 def test_damaged_header(tmp_path: Path, at: int, value: int) -> None:
     """A byte of the header changed: refused, or read as what the header now says; never another kind of failure."""
     (tmp_path / SINGLE).write_bytes(WHOLE[:at] + bytes([value]) + WHOLE[at + 1 :])
+    message, tensors = "", {}
     try:
         tensors = read(tmp_path)
     except CheckpointError as error:
-        assert "\n" not in str(error)
-    else:
-        assert sum(tensor.nbytes for tensor in tensors.values()) == len(WHOLE) - HEADER
+        message = str(error)
+    assert "\n" not in message
+    assert message or sum(tensor.nbytes for tensor in tensors.values()) == len(WHOLE) - HEADER
 
 
 @pytest.mark.parametrize("shard", [FIRST, SECOND])
@@ -342,7 +343,9 @@ def test_tensor_name_that_breaks_the_line(tmp_path: Path) -> None:
 # -- nothing to read
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "pytorch_model.bin.index.json"]
+)
 def test_pickles_are_never_read(tmp_path: Path, name: str) -> None:
     """A folder with pickles only is refused, and says so; the pickle's code does not run."""
     (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))

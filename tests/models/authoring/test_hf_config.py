@@ -123,7 +123,11 @@ def test_old_and_new_spellings_mean_the_same(family: str, scaling: str | None, t
     naming = {name: "llama3" for name in ("rope_type", "type") if scaling in (name, "both")}
     inside = {**LLAMA3, **naming} if scaling else None
     old = {**base, "rope_theta": theta, "rope_scaling": inside, "torch_dtype": "bfloat16"}
-    new = {**base, "rope_parameters": {"rope_theta": theta, **(inside or {"rope_type": "default"})}, "dtype": "bfloat16"}
+    new = {
+        **base,
+        "rope_parameters": {"rope_theta": theta, **(inside or {"rope_type": "default"})},
+        "dtype": "bfloat16",
+    }
     mixed = {**base, "rope_theta": theta, "rope_parameters": inside, "torch_dtype": "bfloat16", "dtype": "bfloat16"}
     expected = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64)
     assert read(old).rope == RopeConfig(theta=theta, rotary_dim=8, scaling=expected if scaling else None)
@@ -279,7 +283,9 @@ def test_unknown_key_is_refused_by_name(family: str, key: str) -> None:
         refused(values(family, **{key: value}), f"{key} = {value!r}", "not understood")
 
 
-@pytest.mark.parametrize("key", ["attn_logit_softcapping", "quantization_config", "residual_multiplier", "rope_local_base_freq"])
+@pytest.mark.parametrize(
+    "key", ["attn_logit_softcapping", "quantization_config", "residual_multiplier", "rope_local_base_freq"]
+)
 @EACH_FAMILY
 def test_other_architectures_keys_are_refused_by_name(family: str, key: str) -> None:
     """Real keys that do change the maths elsewhere."""
@@ -415,7 +421,7 @@ def test_rotary_shares_that_cannot_be_are_refused(factor: float) -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=pytest.fail.Exception,
-    reason="bug: transformers' Llama and Qwen2 ignore partial_rotary_factor and rotate the whole head; here it is obeyed",
+    reason="bug: transformers' Llama and Qwen2 ignore partial_rotary_factor; here half of the head is rotated",
 )
 @EACH_FAMILY
 def test_partial_rotary_is_refused_where_the_original_ignores_it(family: str, inside: bool) -> None:
@@ -480,7 +486,15 @@ def test_missing_file(tmp_path: Path, exists: bool) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b'{"model_type": "llama"', b"not json", b"\xff\xfe\x00", b'{"model_type": "llama",}', b"\xef\xbb\xbf{}"],
+    [
+        b"",
+        b"{",
+        b'{"model_type": "llama"',
+        b"not json",
+        b"\xff\xfe\x00",
+        b'{"model_type": "llama",}',
+        b"\xef\xbb\xbf{}",
+    ],
     ids=repr,
 )
 def test_file_that_is_not_json(tmp_path: Path, content: bytes) -> None:
@@ -489,7 +503,9 @@ def test_file_that_is_not_json(tmp_path: Path, content: bytes) -> None:
     assert "cannot be read" in load_refused(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["null", "[]", "3", '"llama"', "{}", '{"model_type": null}', '{"model_type": ["llama"]}'])
+@pytest.mark.parametrize(
+    "content", ["null", "[]", "3", '"llama"', "{}", '{"model_type": null}', '{"model_type": ["llama"]}']
+)
 def test_file_that_is_no_model_configuration(tmp_path: Path, content: str) -> None:
     """Not an object, or an object without a model_type."""
     (tmp_path / "config.json").write_text(content)
@@ -515,7 +531,9 @@ def test_key_that_breaks_the_line() -> None:
     refused(values("llama", **{"a\nb": 1}))
 
 
-@pytest.mark.parametrize(("family", "other"), [("llama", "qwen2"), ("qwen2", "llama"), ("llama", "mistral"), ("qwen2", "")])
+@pytest.mark.parametrize(
+    ("family", "other"), [("llama", "qwen2"), ("qwen2", "llama"), ("llama", "mistral"), ("qwen2", "")]
+)
 def test_model_type_of_another_family(family: str, other: str) -> None:
     """A family reads its own model_type alone, however alike the keys are, and names both."""
     with pytest.raises(UnknownModelError) as caught:

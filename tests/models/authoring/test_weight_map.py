@@ -261,7 +261,9 @@ def test_missing_tensor_suggests_the_nearest_name() -> None:
     """A renamed tensor is found by the person who reads the message."""
     source = checkpoint_for(UNTIED)
     source["model.norm.weights"] = source.pop("model.norm.weight")
-    with pytest.raises(CheckpointError, match=r"no tensor model\.norm\.weight; the nearest .* is model\.norm\.weights$"):
+    with pytest.raises(
+        CheckpointError, match=r"no tensor model\.norm\.weight; the nearest .* is model\.norm\.weights$"
+    ):
         load(UNTIED, source)
 
 
@@ -439,7 +441,7 @@ def test_shapes_an_operation_cannot_take_are_refused_by_name(
     operation: Operation, source: dict[str, Any], shapes: dict[str, tuple[int, ...]]
 ) -> None:
     """A tensor that cannot be cut, stacked or turned as the row says is the checkpoint's error, with its name."""
-    with pytest.raises(CheckpointError, match="first|second"):
+    with pytest.raises(CheckpointError, match=r"first|second"):
         small(operation, source, **shapes)
 
 
@@ -450,7 +452,7 @@ def test_shapes_an_operation_cannot_take_are_refused_by_name(
 )
 def test_fused_parts_must_have_their_own_rows() -> None:
     """Parts of 3 and 2 rows where the table says 2 and 3 add up to the right shape and are wrong all the same."""
-    with pytest.raises(CheckpointError, match="first|second"):
+    with pytest.raises(CheckpointError, match=r"first|second"):
         small(Fuse(("first", "second"), "c", (2, 3)), {"first": (3, 2), "second": (2, 2)}, c=(5, 2))
 
 

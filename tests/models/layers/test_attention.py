@@ -302,7 +302,12 @@ def test_biases_exist_where_configured(qkv: bool, output: bool) -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(start=st.integers(0, 40), count=st.integers(1, 20), slots=st.integers(1, 50), dtype=st.sampled_from([torch.int32, torch.int64]))
+@given(
+    start=st.integers(0, 40),
+    count=st.integers(1, 20),
+    slots=st.integers(1, 50),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+)
 def test_mask_shows_each_query_its_past_and_itself(start: int, count: int, slots: int, dtype: torch.dtype) -> None:
     """The query at position p sees the slots up to p and no other: p + 1 of them, in a cache that has as many."""
     mask = causal_mask(torch.arange(start, start + count, dtype=dtype), slots)
@@ -321,7 +326,11 @@ def test_blocked_scores_weigh_exactly_nothing() -> None:
     assert scores.softmax(0).tolist() == [1.0, 0.0]
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="bug: -0.7 of float32's largest twice is infinite; the comment on BLOCKED says not")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="bug: -0.7 of float32's largest twice is infinite; the comment on BLOCKED says not",
+)
 def test_two_blocks_added_stay_finite() -> None:
     """What the comment on BLOCKED promises."""
     blocked = torch.tensor(BLOCKED, dtype=torch.float32)

@@ -23,9 +23,7 @@ def updates(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int]:
 
 @settings(deadline=None, max_examples=60)
 @given(update=updates(), dtype=st.sampled_from([torch.int32, torch.int64]))
-def test_update_touches_only_its_positions(
-    update: tuple[torch.Tensor, torch.Tensor, int], dtype: torch.dtype
-) -> None:
+def test_update_touches_only_its_positions(update: tuple[torch.Tensor, torch.Tensor, int], dtype: torch.dtype) -> None:
     """The new rows are where they belong, every other slot is as before, and the input is not changed."""
     cache, new, start = update
     before = cache.clone()
@@ -65,7 +63,11 @@ def test_positions_and_rows_must_be_as_many(rows: int) -> None:
         update_cache(torch.zeros(1, 8, 1, 2), torch.ones(1, rows, 1, 2), torch.arange(3))
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="bug: rows of another shape are broadcast into the cache without a word")
+@pytest.mark.xfail(
+    strict=True,
+    raises=pytest.fail.Exception,
+    reason="bug: rows of another shape are broadcast into the cache without a word",
+)
 @pytest.mark.parametrize("shape", [(1, 2, 3, 4), (2, 2, 1, 4), (2, 2, 3, 1)], ids=["batch", "heads", "head dim"])
 def test_rows_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     """The axes B, K and H of the new rows are the cache's; a single one is not repeated to fill it."""

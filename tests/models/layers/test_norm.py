@@ -86,7 +86,9 @@ def test_rms_equals_torch(eps: float) -> None:
 
 def test_rms_of_zero_is_zero() -> None:
     """eps keeps a row of zeros finite."""
-    assert torch.equal(rms(1e-6)(torch.zeros(2, WIDTH, dtype=torch.float64)), torch.zeros(2, WIDTH, dtype=torch.float64))
+    assert torch.equal(
+        rms(1e-6)(torch.zeros(2, WIDTH, dtype=torch.float64)), torch.zeros(2, WIDTH, dtype=torch.float64)
+    )
 
 
 def test_fused_rms_gives_the_same_bits() -> None:

@@ -73,7 +73,9 @@ def test_norms_are_preserved(sizes: tuple[int, int], at: int, theta: float, seed
 
 
 @LAWS
-@given(sizes=heads(), query_at=positions, key_at=positions, shift=st.integers(-LONGEST, LONGEST), theta=thetas, seed=seeds)
+@given(
+    sizes=heads(), query_at=positions, key_at=positions, shift=st.integers(-LONGEST, LONGEST), theta=thetas, seed=seeds
+)
 def test_scores_depend_on_relative_position_only(
     sizes: tuple[int, int], query_at: int, key_at: int, shift: int, theta: float, seed: int
 ) -> None:
@@ -218,7 +220,9 @@ def test_unscaled_equals_the_original(model: registry.Model) -> None:
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     rope = rope_of(model.name, tiny=False)
-    config = LlamaConfig(hidden_size=4 * rope.rotary_dim, num_attention_heads=4, rope_parameters={"rope_theta": rope.theta})
+    config = LlamaConfig(
+        hidden_size=4 * rope.rotary_dim, num_attention_heads=4, rope_parameters={"rope_theta": rope.theta}
+    )
     original, _ = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
     # The original rounds the exponent and the power to float32: ln(1e6) * 2^-24 + 2^-24 is just under 1e-6.
     torch.testing.assert_close(unscaled(rope), original.double(), rtol=1e-6, atol=0)

@@ -1,10 +1,9 @@
-"""Metrics: ideal on equal traces, worse with more noise, what their definitions say, and never silent about bad input."""
+"""Metrics: ideal on equal traces, worse with more noise, true to their definitions, loud about bad input."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +49,9 @@ IDEAL = {
 COUNTS = {"positions", "near_ties"}
 #: Figures that may stay while the noise grows.
 DISCRETE = {"top1_agreement", "top1_agreement_clear", "top5_overlap"}
+#: Figures that are differences of numbers around 1: of the smallest, the last bits are rounding.
+CANCELLING = {"cosine", "kl_mean", "kl_p99", "kl_max"}
+CANCELLATION = 64 * EPS
 
 seeds = st.integers(0, 2**31)
 shapes = st.tuples(st.integers(1, 6), st.integers(2, 20))
@@ -121,10 +123,7 @@ def test_every_figure_is_monotone_in_noise(shape: tuple[int, int], seed: int, le
         if name in DISCRETE:
             assert small <= large, name
         else:
-            # Small KL and 1 - cosine are differences of numbers around 1: their last bits are rounding.
-            assert small < large or large - small > -64 * EPS > small - large - 128 * EPS, name
-            if name not in {"cosine", "kl_mean", "kl_p99", "kl_max"}:
-                assert small < large, name
+            assert small < large + (CANCELLATION if name in CANCELLING else 0), name
 
 
 @LAWS
@@ -249,7 +248,7 @@ def test_near_ties_are_set_apart() -> None:
 )
 def test_concatenate_and_summarize_are_consistent(sizes: list[tuple[int, int]], seed: int) -> None:
     """Parts put together have all their positions in order, and means and maxima follow from the parts'."""
-    parts = [compare_positions(logits(*size, seed + i), logits(*size, seed - i - 1)) for i, size in enumerate(sizes)]
+    parts = [compare_positions(logits(*size, seed + i), logits(*size, seed + i + 10)) for i, size in enumerate(sizes)]
     whole = concatenate(parts)
     for name in (field.name for field in fields(PositionErrors)):
         np.testing.assert_array_equal(getattr(whole, name), np.concatenate([getattr(part, name) for part in parts]))
@@ -313,7 +312,15 @@ def test_nothing_to_compare_is_refused(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     ("reference", "candidate"),
-    [((3, 5), (2, 5)), ((3, 5), (3, 4)), ((3, 5), (1, 5)), ((3, 5), (3, 1)), ((5,), (5,)), ((1, 3, 5), (1, 3, 5)), ((), ())],
+    [
+        ((3, 5), (2, 5)),
+        ((3, 5), (3, 4)),
+        ((3, 5), (1, 5)),
+        ((3, 5), (3, 1)),
+        ((5,), (5,)),
+        ((1, 3, 5), (1, 3, 5)),
+        ((), ()),
+    ],
     ids=str,
 )
 def test_other_shapes_are_refused(reference: tuple[int, ...], candidate: tuple[int, ...]) -> None:
@@ -334,8 +341,9 @@ def test_concatenating_nothing_is_refused() -> None:
     ids=["everywhere", "at one position"],
 )
 def test_reference_of_zeros_is_not_an_agreement(reference: Array) -> None:
-    """A relative error to nothing is no number: numpy's warning is an error here, never a good figure."""
-    figures: dict[str, Any] = {}
-    with pytest.raises(RuntimeWarning, match="invalid value|divide by zero"):
-        figures.update(summarize(compare_positions(reference, reference)))
-    assert not figures
+    """A relative error to nothing is no number: it must not look like a good figure, though both traces are equal."""
+    with np.errstate(invalid="ignore"):
+        figures = summarize(compare_positions(reference, reference))
+    assert math.isnan(figures["worst_position_rel_l2"])
+    if not reference.any():
+        assert all(math.isnan(figures[name]) for name in ("rel_l2", "nmse", "cosine"))

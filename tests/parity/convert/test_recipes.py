@@ -1,0 +1,158 @@
+"""Recipes by name, by the quantizer's own name, by file; what came out is looked at before anyone ships it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import registry
+from parity.convert.plain import Export, convert
+from parity.convert.quantize import inspect, quantize, readable, summarize
+from parity.convert.recipes import RECIPES, entries, get_recipe, weight_bits
+from parity.errors import RungError, UsageError
+from parity.weights import resolve
+
+
+@pytest.fixture(scope="module")
+def float_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float file whose widths (144 and 384) are no multiples of every block."""
+    path = tmp_path_factory.mktemp("convert") / "float.tflite"
+    export = Export(prefill_lengths=(8,), cache_length=32)
+    convert("llama", resolve(registry.get("smollm-135m"), "tiny").folder, export, path)
+    return path
+
+
+@pytest.fixture
+def quantized(tmp_path: Path) -> Path:
+    """Where a test's quantized file goes."""
+    return tmp_path / "quantized.tflite"
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "expected"),
+    [
+        ("dynamic_int8", 8, {"int8 channelwise"}),
+        ("weight_only_int8", 8, {"int8 channelwise"}),
+        ("fp16", 16, {"float16"}),
+        ("dynamic_int4", 4, {"int4 channelwise"}),
+    ],
+)
+def test_named_recipes_store_what_they_say(
+    float_file: Path, quantized: Path, name: str, bits: int, expected: set[str]
+) -> None:
+    """Every weight of every layer has the recipe's precision, nothing is left over."""
+    recipe = get_recipe(name)
+    facts = summarize(quantize(float_file, recipe, quantized).value)
+    assert set(facts["weights"]) == expected
+    assert facts["exceptions"] == []
+    assert weight_bits(recipe) == bits
+    assert quantized.stat().st_size < float_file.stat().st_size
+
+
+def test_a_width_that_no_block_divides_is_reported(float_file: Path, quantized: Path) -> None:
+    """144 is no multiple of 32: those weights stay float32, by name; 384 is, and gets its blocks."""
+    facts = summarize(quantize(float_file, get_recipe("dynamic_int4_block32"), quantized).value)
+    assert set(facts["weights"]) == {"float32", "int4 block 32"}
+    kept = {row["weight"]: row for row in facts["exceptions"]}
+    assert kept["blocks.1.attention.q_proj"]["precision"] == "float32"
+    assert kept["blocks.1.attention.q_proj"]["asked"] == "int4 block 32"
+    assert not any(name.endswith("down_proj") for name in kept)
+
+
+def test_the_next_smaller_block_is_used_and_reported(tmp_path: Path, quantized: Path) -> None:
+    """96 is no multiple of 128 but of 32; the smaller block is never less accurate, and is said."""
+    source = tmp_path / "float.tflite"
+    folder = resolve(registry.get("amd-llama-135m"), "tiny").folder
+    convert("llama", folder, Export(prefill_lengths=(8,), cache_length=32), source)
+    facts = summarize(quantize(source, get_recipe("dynamic_int4_block128"), quantized).value)
+    assert set(facts["weights"]) == {"int4 block 32", "int4 block 128"}
+    assert {row["asked"] for row in facts["exceptions"]} == {"int4 block 128"}
+    assert {row["precision"] for row in facts["exceptions"]} == {"int4 block 32"}
+
+
+def test_library_names_and_files_are_recipes(float_file: Path, quantized: Path, tmp_path: Path) -> None:
+    """Any dynamic or weight-only recipe of the AI Edge Quantizer, and any JSON in its format."""
+    assert weight_bits(get_recipe("dynamic_wi4b64_afp32")) == 4
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(entries(RECIPES["dynamic_int8"]), default=str))
+    recipe = get_recipe(str(path))
+    assert recipe.name == "mine"
+    assert set(summarize(quantize(float_file, recipe, quantized).value)["weights"]) == {"int8 channelwise"}
+
+
+@pytest.mark.parametrize("name", ["dynamic_int9", "os", "static_wi8_ai8", "missing.json", "AlgorithmName"])
+def test_what_is_no_recipe_is_refused(name: str) -> None:
+    """Neither a typo, nor any attribute of the library, nor a recipe that needs calibration."""
+    with pytest.raises(UsageError, match=name.replace(".", r"\.")):
+        get_recipe(name)
+
+
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
+    """JSON of another shape."""
+    path = tmp_path / "bad.json"
+    path.write_text('{"a": 1}')
+    with pytest.raises(UsageError, match="no list of rules"):
+        entries(get_recipe(str(path)))
+
+
+def test_a_recipe_that_matches_nothing_is_an_error(float_file: Path, quantized: Path, tmp_path: Path) -> None:
+    """A quantized file in which nothing is quantized must not pass as one."""
+    path = tmp_path / "nothing.json"
+    rules = entries(RECIPES["dynamic_int8"])
+    path.write_text(json.dumps([{**rule, "regex": "no such layer"} for rule in rules], default=str))
+    with pytest.raises(RungError, match="left every weight in float32"):
+        quantize(float_file, get_recipe(str(path)), quantized)
+    assert not quantized.exists()
+
+
+@pytest.mark.parametrize("scale", [0.0, float(np.float16(6e-8)), float("nan")])
+def test_scales_the_runtime_refuses_are_refused_here(float_file: Path, quantized: Path, scale: float) -> None:
+    """A block scale that is zero, subnormal or NaN in float16 is found, with the tensor's name."""
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    quantize(float_file, get_recipe("dynamic_int4_block32"), quantized)
+    list(inspect(quantized))
+    model = tfl_flatbuffer_utils.read_model(str(quantized))
+    subgraph = model.subgraphs[0]
+    tensor = next(t for t in subgraph.tensors if getattr(t.quantization, "details", None) is not None)
+    scales_buffer = model.buffers[subgraph.tensors[tensor.quantization.details.scales].buffer]
+    scales = np.frombuffer(scales_buffer.data, np.float16).copy()
+    scales[5] = scale
+    scales_buffer.data = np.frombuffer(scales.tobytes(), np.uint8)
+    tfl_flatbuffer_utils.write_model(model, str(quantized))
+    with pytest.raises(RungError, match=r"mlp\.down_proj has 1 of \d+ scales"):
+        list(inspect(quantized))
+
+
+def test_names_are_for_people() -> None:
+    """The exporter's path of classes becomes the parameter's name; of merged operators the deepest."""
+    block = "s._EntryPoint/m.DecoderOnlyModel_model/m.Block_11/m.Attention_attention"
+    assert readable(f"{block}/torch.nn.Linear_o_proj;2;") == "blocks.11.attention.o_proj"
+    assert readable(f"{block};{block}/torch.nn.Linear_q_proj;1;") == "blocks.11.attention.q_proj"
+    assert readable("decode_logits_output;") == "head.projection"
+
+
+@given(
+    st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=64),
+    st.sampled_from([4, 8]),
+)
+@settings(max_examples=200, deadline=None)
+def test_quantization_error_is_within_half_a_step(row: list[float], bits: int) -> None:
+    """The library's own symmetric quantization, dequantized, is at most half a step away."""
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as uniform
+
+    values = np.asarray([row], np.float32)
+    largest = np.abs(values).max()
+    if largest < 1e-6:
+        return
+    zero_point, scale = uniform.tensor_zp_scale_from_min_max(
+        -np.full((1, 1), largest), np.full((1, 1), largest), bits, True, qtyping.QuantGranularity.CHANNELWISE
+    )
+    params = qtyping.UniformQuantParams(bits, 0, scale, zero_point)
+    restored = uniform.uniform_dequantize(uniform.uniform_quantize(values, params), params)
+    # half a step, and the float32 rounding of the division and the product on either side of it
+    assert np.abs(restored - values).max() <= 0.5 * scale.max() * (1 + 1e-6) + 4e-7 * largest
