@@ -106,7 +106,7 @@ class Ladder:
         return 1 if self.small else environment.threads()
 
     @contextmanager
-    def converting(self) -> Iterator[isolated.Job[None] | None]:
+    def converting(self) -> Iterator[isolated.Job[tuple[str, ...]] | None]:
         """The conversion under way, when files are wanted and the model is small; it ends with the block."""
         if not (self.plan.files and self.small):
             yield None
@@ -123,7 +123,7 @@ class Ladder:
         oracle = self.run(Original(self.weights.folder, "float64", self.threads))
         return oracle, self.run(Original(self.weights.folder, "float32", self.threads))
 
-    def rungs(self, converting: isolated.Job[None] | None) -> Iterator[Rung]:
+    def rungs(self, converting: isolated.Job[tuple[str, ...]] | None) -> Iterator[Rung]:
         """Every wanted rung below the original, as it finishes. What stops one is its cause, not the end of the run."""
         if self.plan.reauthored:
             runner = Reauthored(self.model.family.name, self.weights.folder, self.export.cache_length, self.threads)
@@ -141,7 +141,7 @@ class Ladder:
             facts = {"convert_seconds": made.seconds, "convert_peak_rss_mb": made.peak_rss_mb}
             yield self._try_file("float", file, facts)
         for recipe in self.plan.recipes:
-            yield self._try_recipe(recipe, file)
+            yield self._try_recipe(recipe, file, made.value)
 
     def run(self, runner: Runner) -> Recorded:
         """Record one rung and refuse a trace that is not one.
@@ -154,7 +154,7 @@ class Ladder:
         recorded.trace.check(self.inputs, self.config.vocab_size, runner.name)
         return recorded
 
-    def _conversion(self) -> isolated.Job[None]:
+    def _conversion(self) -> isolated.Job[tuple[str, ...]]:
         destination = self.scratch / "float.tflite"
         job = conversion(self.model.family.name, self.weights.folder, self.export, destination)
         return isolated.Job("converting", job)
@@ -165,11 +165,11 @@ class Ladder:
         except (ParityError, ModelError) as error:
             return Rung(runner.name, artifact=artifact, cause=str(error))
 
-    def _try_recipe(self, recipe: Recipe, source: Path) -> Rung:
+    def _try_recipe(self, recipe: Recipe, source: Path, names: tuple[str, ...]) -> Rung:
         file = self.scratch / "quantized.tflite"
         try:
             with self.reporter.step(f"quantizing to {recipe.name}") as progress:
-                done = quantize(source, recipe, file, progress)
+                done = quantize(source, names, recipe, file, progress)
             return self._try_file(recipe.name, file, {"quantize_seconds": done.seconds, **summarize(done.value)})
         except (ParityError, ModelError) as error:
             return Rung(recipe.name, cause=str(error))

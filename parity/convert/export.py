@@ -67,8 +67,8 @@ def to_file(
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=destination.parent) as scratch:
         made = Path(scratch) / "float.tflite"
         with reporter.step("converting") as progress:
-            convert(model.family.name, checkpoint.folder, export, made, progress)
-        made, notes = _quantized(made, chosen, reporter) if chosen else (made, ())
+            names = convert(model.family.name, checkpoint.folder, export, made, progress).value
+        made, notes = _quantized(made, names, chosen, reporter) if chosen else (made, ())
         signatures = isolated.run("reading the file", partial(_signatures, made)).value
         with whole_file(destination) as temporary:
             made.replace(temporary)
@@ -79,10 +79,12 @@ def _is_folder(output: Path) -> bool:
     return output.is_dir() or output.suffix != ".tflite"
 
 
-def _quantized(source: Path, recipe: Recipe, reporter: Reporter) -> tuple[Path, tuple[str, ...]]:
+def _quantized(
+    source: Path, names: tuple[str, ...], recipe: Recipe, reporter: Reporter
+) -> tuple[Path, tuple[str, ...]]:
     destination = source.with_name("quantized.tflite")
     with reporter.step(f"quantizing to {recipe.name}") as progress:
-        facts = summarize(quantize(source, recipe, destination, progress).value)
+        facts = summarize(quantize(source, names, recipe, destination, progress).value)
     counts = ", ".join(f"{count} {precision}" for precision, count in facts["weights"].items())
     exceptions = (f"{e['weight']}: {e['precision']}, not {e['asked']}" for e in facts["exceptions"])
     return destination, (f"weights: {counts}", *exceptions)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from parity import isolated
+from parity.convert.quantize import name_weights
 from parity.errors import UsageError
 from parity.files import whole_file
 
@@ -35,8 +36,10 @@ class Export:
 
 def convert(
     family: str, folder: Path, export: Export, destination: Path, on_progress: isolated.Progress | None = None
-) -> isolated.Finished[None]:
+) -> isolated.Finished[tuple[str, ...]]:
     """Convert the checkpoint ``folder`` to the float file ``destination``, whole or not at all.
+
+    The result names the file's weights in file order.
 
     Raises:
         ModelError, ParityError: the checkpoint is not usable, or the converter failed.
@@ -44,12 +47,14 @@ def convert(
     return isolated.run("converting", conversion(family, folder, export, destination), on_progress)
 
 
-def conversion(family: str, folder: Path, export: Export, destination: Path) -> partial[None]:
+def conversion(family: str, folder: Path, export: Export, destination: Path) -> partial[tuple[str, ...]]:
     """The conversion as a job, to be started while other rungs run."""
     return partial(_convert, family, folder, export, destination)
 
 
-def _convert(family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress) -> None:
+def _convert(
+    family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress
+) -> tuple[str, ...]:
     import gc
 
     import litert_torch
@@ -77,6 +82,7 @@ def _convert(family: str, folder: Path, export: Export, destination: Path, progr
     converted = converter.convert(strict_export=False)
     with whole_file(destination) as temporary:
         converted.export(str(temporary))
+    return name_weights(destination, dict(model.named_parameters()))
 
 
 def file_name(model: str, precision: str, export: Export) -> str:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parity import isolated
 from parity.convert.recipes import Recipe, entries
 from parity.errors import RungError
 from parity.files import whole_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCKS = (256, 128, 64, 32)
 #: Smallest positive normal float16. Block scales are stored as float16; below this the runtime refuses them.
@@ -31,17 +35,26 @@ class WeightPrecision:
 
 
 def quantize(
-    source: Path, recipe: Recipe, destination: Path, on_progress: isolated.Progress | None = None
+    source: Path,
+    names: Sequence[str],
+    recipe: Recipe,
+    destination: Path,
+    on_progress: isolated.Progress | None = None,
 ) -> isolated.Finished[list[WeightPrecision]]:
     """Write ``source`` (float) quantized by ``recipe`` to ``destination``; returns how every weight is stored.
+
+    ``names`` are the weights' names in file order, as ``name_weights`` gives them.
 
     Raises:
         RungError: the quantizer failed, nothing was quantized, or the file holds scales that the runtime refuses.
     """
-    return isolated.run(f"quantizing to {recipe.name}", partial(_quantize, source, recipe, destination), on_progress)
+    job = partial(_quantize, source, names, recipe, destination)
+    return isolated.run(f"quantizing to {recipe.name}", job, on_progress)
 
 
-def _quantize(source: Path, recipe: Recipe, destination: Path, progress: isolated.Progress) -> list[WeightPrecision]:
+def _quantize(
+    source: Path, names: Sequence[str], recipe: Recipe, destination: Path, progress: isolated.Progress
+) -> list[WeightPrecision]:
     from ai_edge_quantizer import quantizer
 
     rules = entries(recipe)
@@ -56,11 +69,11 @@ def _quantize(source: Path, recipe: Recipe, destination: Path, progress: isolate
         raise RungError(f"{recipe.name} produced no file")
     with whole_file(destination) as temporary:
         temporary.write_bytes(quantized)
-        found = list(inspect(temporary))
-        if all(weight.precision == "float32" for weight in found):
+        asked = [replaced.get(weight.scope, (None, None))[1] for weight in _weights(_read(source))]
+        found = list(inspect(temporary, names))
+        if all(precision == "float32" for _, precision in found):
             raise RungError(f"{recipe.name} left every weight in float32; its rules match nothing in this file")
-    asked = {scope: wanted for scope, (_, wanted) in replaced.items()}
-    return [WeightPrecision(w.name, w.precision, asked.get(w.name)) for w in found]
+    return [WeightPrecision(*stored, wanted) for stored, wanted in zip(found, asked, strict=True)]
 
 
 def _replacements(source: Path, rules: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], str]]:
@@ -108,6 +121,7 @@ class _Weight:
     width: int
     tensor: Any
     subgraph: Any
+    model: Any
 
 
 def _read(path: Path) -> Any:
@@ -138,64 +152,66 @@ def _weights(model: Any) -> Iterator[_Weight]:
                 index = int(maker.inputs[0])  # weight-only: stored quantized, dequantized before use
             tensor = subgraph.tensors[index]
             scope = tfl_flatbuffer_utils.get_op_scope(op, subgraph.tensors)
-            yield _Weight(scope, operation, int(tensor.shape[-1]), tensor, (model, subgraph))
+            yield _Weight(scope, operation, int(tensor.shape[-1]), tensor, subgraph, model)
 
 
-def inspect(path: Path) -> Iterator[WeightPrecision]:
-    """How each weight of a file is stored, by the scope of the operator that reads it, in file order.
+def name_weights(path: Path, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The parameter that each weight of a float file came from, in file order.
+
+    The exporter's own names mix up weights whose operators it has merged, so they are told apart by shape and first
+    row. A weight that is no parameter keeps the exporter's name.
+    """
+    known = {(tuple(p.shape), p[0].numpy().tobytes()): name for name, p in parameters.items() if p.ndim > 1}
+    model = _read(path)
+    names = []
+    for weight in _weights(model):
+        shape = tuple(int(size) for size in weight.tensor.shape)
+        first = np.frombuffer(model.buffers[weight.tensor.buffer].data, np.float32, count=weight.width)
+        names.append(known.get((shape, first.tobytes()), weight.scope).removesuffix(".weight"))
+    return tuple(names)
+
+
+def inspect(path: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and storage of each weight of a file, in file order.
 
     Raises:
-        RungError: a scale that is zero, not finite, or (blockwise) subnormal in float16; the tensor is named.
+        RungError: a scale that is zero, not finite, or (blockwise) subnormal in float16; the weight is named.
     """
-    for weight in _weights(_read(path)):
-        yield WeightPrecision(weight.scope, _precision(weight))
+    for name, weight in zip(names, _weights(_read(path)), strict=True):
+        yield name, _precision(name, weight)
 
 
-def _precision(weight: _Weight) -> str:
+def _precision(name: str, weight: _Weight) -> str:
     from ai_edge_litert.schema_py_generated import QuantizationDetails, TensorType
 
-    names = {value: name.lower() for name, value in vars(TensorType).items() if isinstance(value, int)}
-    stored: str = names[weight.tensor.type]
+    type_names = {value: key.lower() for key, value in vars(TensorType).items() if isinstance(value, int)}
+    stored: str = type_names[weight.tensor.type]
     quantization = weight.tensor.quantization
     if quantization is None or (quantization.scale is None and quantization.details is None):
         return stored
     if quantization.detailsType == QuantizationDetails.BlockwiseQuantization:
-        model, subgraph = weight.subgraph
-        scales_tensor = subgraph.tensors[quantization.details.scales]
-        scales = np.frombuffer(model.buffers[scales_tensor.buffer].data, np.float16)
-        _check_scales(weight, scales, FLOAT16_TINY)
+        scales_tensor = weight.subgraph.tensors[quantization.details.scales]
+        scales = np.frombuffer(weight.model.buffers[scales_tensor.buffer].data, np.float16)
+        _check_scales(name, scales, FLOAT16_TINY)
         return f"{stored} block {quantization.details.blockSize}"
     scales = np.asarray(quantization.scale, np.float32)
-    _check_scales(weight, scales, 0.0)
+    _check_scales(name, scales, 0.0)
     return f"{stored} {'channelwise' if scales.size > 1 else 'tensorwise'}"
 
 
-def _check_scales(weight: _Weight, scales: Any, smallest: float) -> None:
+def _check_scales(name: str, scales: NDArray[np.floating], smallest: float) -> None:
     values = np.abs(scales.astype(np.float64))
     bad = np.flatnonzero(~np.isfinite(values) | (values < smallest) | (values == 0))
     if bad.size:
         raise RungError(
-            f"{readable(weight.scope)} has {bad.size} of {values.size} scales that are zero, subnormal or not finite "
+            f"{name} has {bad.size} of {values.size} scales that are zero, subnormal or not finite "
             f"(first: {values[bad[0]]:.3g}); the runtime would refuse or flush them, use another recipe"
         )
 
 
-def readable(scope: str) -> str:
-    """A weight's name for people: ``blocks.0.attention.q_proj`` instead of the exporter's paths of classes.
-
-    Where the exporter has merged operators, the scope joins their paths by ``;`` and the deepest is the weight's own.
-    """
-    if scope.removesuffix(";").endswith("logits_output"):
-        return "head.projection"
-    path = max(scope.split(";"), key=lambda path: path.count("/"))
-    parts = [re.sub(r"^.*\.[A-Za-z0-9]+_", "", part) for part in path.split("/")]
-    parts = [part for part in parts if part and "." not in part and part != "model"]
-    return ".".join(f"blocks.{part}" if part.isdigit() else part for part in parts) or scope
-
-
 def summarize(found: list[WeightPrecision]) -> dict[str, Any]:
     """Counts by precision, and every weight that did not get what the recipe asked for."""
-    unique = {readable(weight.name): weight for weight in found}
+    unique = {weight.name: weight for weight in found}  # every signature reads the same weights
     counts: dict[str, int] = {}
     for weight in unique.values():
         counts[weight.precision] = counts.get(weight.precision, 0) + 1

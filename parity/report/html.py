@@ -22,6 +22,8 @@ _SHOWN_AS = {
 #: Decades of the axis that are always there, and those beyond which a mark stays at the edge.
 _LEAST_RANGE = (-2, 1)
 _MOST_RANGE = (-8, 8)
+#: A share of a limit larger than this counts as this, and one smaller than its inverse as none.
+_FAR = 1e99
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 #: Characters of a rung's name that there is room for beside the chart.
@@ -74,12 +76,16 @@ def share_of_limit(edge: Edge, metric: str) -> float | None:
         end = ends[-1 if value > 1 else 0] if len(ends) == 2 else None
         if end is None or end <= 0 or end == 1 or value <= 0:
             return None
-        return max(0.0, math.log(value) / math.log(end))
-    most = number(bound)
-    if most is None:
-        return None
-    used, allowed = (1 - value, 1 - most) if metric in LARGER_IS_BETTER else (value, most)
-    return max(0.0, used) / allowed if allowed > 0 else None
+        share = math.log(value) / math.log(end)
+    else:
+        most = number(bound)
+        if most is None:
+            return None
+        used, allowed = (1 - value, 1 - most) if metric in LARGER_IS_BETTER else (value, most)
+        if allowed <= 0:
+            return None
+        share = used / allowed
+    return min(share, _FAR) if share > 1 / _FAR else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,5 +191,6 @@ def _room(share: float) -> str:
     if share == 0:
         return "all of it left"
     times = 1 / share if share <= 1 else share
-    amount = f"{times:.1f}" if times < 10 else terminal.figure(float(f"{times:.2g}"))
+    rounded = float(f"{times:.2g}")
+    amount = f"{rounded:.1f}" if rounded < 10 else f"{rounded:.0f}" if rounded < 1e5 else terminal.figure(rounded)
     return f"{amount}{_TIMES} {'room' if share <= 1 else 'over'}"

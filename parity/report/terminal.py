@@ -423,7 +423,8 @@ class _Page:
         if self.ascii:
             known = {DASH: "-", "≤": "<=", "≥": ">=", "‖": "||"}
             text = "".join(known.get(c, c) for c in text).encode("ascii", "backslashreplace").decode("ascii")
-        return Text(text, style=style, overflow="fold")
+        # The style belongs to these characters; as the style of the whole it would spread to what is added to them.
+        return Text(overflow="fold").append(text, style)
 
     def paragraph(self, sentence: Text, label: Text | None = None, indent: int = 0) -> None:
         """``sentence`` in lines of its own, ``indent`` to the right of the margin, where ``label`` stands."""

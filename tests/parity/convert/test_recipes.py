@@ -1,7 +1,9 @@
 """Recipes by name, by the quantizer's own name, by file; what came out is looked at before anyone ships it."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,19 +12,34 @@ from hypothesis import strategies as st
 
 from models import registry
 from parity.convert.plain import Export, convert
-from parity.convert.quantize import inspect, quantize, readable, summarize
+from parity.convert.quantize import inspect, quantize, summarize
 from parity.convert.recipes import RECIPES, entries, get_recipe, weight_bits
 from parity.errors import RungError, UsageError
 from parity.weights import resolve
 
+ATTENTION = tuple(f"attention.{part}_proj" for part in "qkvo")
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+@dataclass(frozen=True)
+class FloatFile:
+    """A converted file and the names of its weights."""
+
+    path: Path
+    names: tuple[str, ...]
+
+    def quantized(self, recipe: str, destination: Path) -> dict[str, Any]:
+        """What a recipe made of it."""
+        return summarize(quantize(self.path, self.names, get_recipe(recipe), destination).value)
+
 
 @pytest.fixture(scope="module")
-def float_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def float_file(tmp_path_factory: pytest.TempPathFactory) -> FloatFile:
     """A float file whose widths (144 and 384) are no multiples of every block."""
     path = tmp_path_factory.mktemp("convert") / "float.tflite"
     export = Export(prefill_lengths=(8,), cache_length=32)
-    convert("llama", resolve(registry.get("smollm-135m"), "tiny").folder, export, path)
-    return path
+    finished = convert("llama", resolve(registry.get("smollm-135m"), "tiny").folder, export, path)
+    return FloatFile(path, finished.value)
 
 
 @pytest.fixture
@@ -41,20 +58,19 @@ def quantized(tmp_path: Path) -> Path:
     ],
 )
 def test_named_recipes_store_what_they_say(
-    float_file: Path, quantized: Path, name: str, bits: int, expected: set[str]
+    float_file: FloatFile, quantized: Path, name: str, bits: int, expected: set[str]
 ) -> None:
     """Every weight of every layer has the recipe's precision, nothing is left over."""
-    recipe = get_recipe(name)
-    facts = summarize(quantize(float_file, recipe, quantized).value)
+    facts = float_file.quantized(name, quantized)
     assert set(facts["weights"]) == expected
     assert facts["exceptions"] == []
-    assert weight_bits(recipe) == bits
-    assert quantized.stat().st_size < float_file.stat().st_size
+    assert weight_bits(get_recipe(name)) == bits
+    assert quantized.stat().st_size < float_file.path.stat().st_size
 
 
-def test_a_width_that_no_block_divides_is_reported(float_file: Path, quantized: Path) -> None:
+def test_a_width_that_no_block_divides_is_reported(float_file: FloatFile, quantized: Path) -> None:
     """144 is no multiple of 32: those weights stay float32, by name; 384 is, and gets its blocks."""
-    facts = summarize(quantize(float_file, get_recipe("dynamic_int4_block32"), quantized).value)
+    facts = float_file.quantized("dynamic_int4_block32", quantized)
     assert set(facts["weights"]) == {"float32", "int4 block 32"}
     kept = {row["weight"]: row for row in facts["exceptions"]}
     assert kept["blocks.1.attention.q_proj"]["precision"] == "float32"
@@ -66,21 +82,20 @@ def test_the_next_smaller_block_is_used_and_reported(tmp_path: Path, quantized: 
     """96 is no multiple of 128 but of 32; the smaller block is never less accurate, and is said."""
     source = tmp_path / "float.tflite"
     folder = resolve(registry.get("amd-llama-135m"), "tiny").folder
-    convert("llama", folder, Export(prefill_lengths=(8,), cache_length=32), source)
-    facts = summarize(quantize(source, get_recipe("dynamic_int4_block128"), quantized).value)
+    names = convert("llama", folder, Export(prefill_lengths=(8,), cache_length=32), source).value
+    facts = FloatFile(source, names).quantized("dynamic_int4_block128", quantized)
     assert set(facts["weights"]) == {"int4 block 32", "int4 block 128"}
     assert {row["asked"] for row in facts["exceptions"]} == {"int4 block 128"}
     assert {row["precision"] for row in facts["exceptions"]} == {"int4 block 32"}
 
 
-def test_library_names_and_files_are_recipes(float_file: Path, quantized: Path, tmp_path: Path) -> None:
+def test_library_names_and_files_are_recipes(float_file: FloatFile, quantized: Path, tmp_path: Path) -> None:
     """Any dynamic or weight-only recipe of the AI Edge Quantizer, and any JSON in its format."""
     assert weight_bits(get_recipe("dynamic_wi4b64_afp32")) == 4
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(entries(RECIPES["dynamic_int8"]), default=str))
-    recipe = get_recipe(str(path))
-    assert recipe.name == "mine"
-    assert set(summarize(quantize(float_file, recipe, quantized).value)["weights"]) == {"int8 channelwise"}
+    assert get_recipe(str(path)).name == "mine"
+    assert set(float_file.quantized(str(path), quantized)["weights"]) == {"int8 channelwise"}
 
 
 @pytest.mark.parametrize("name", ["dynamic_int9", "os", "static_wi8_ai8", "missing.json", "AlgorithmName"])
@@ -98,23 +113,23 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
         entries(get_recipe(str(path)))
 
 
-def test_a_recipe_that_matches_nothing_is_an_error(float_file: Path, quantized: Path, tmp_path: Path) -> None:
+def test_a_recipe_that_matches_nothing_is_an_error(float_file: FloatFile, quantized: Path, tmp_path: Path) -> None:
     """A quantized file in which nothing is quantized must not pass as one."""
     path = tmp_path / "nothing.json"
     rules = entries(RECIPES["dynamic_int8"])
     path.write_text(json.dumps([{**rule, "regex": "no such layer"} for rule in rules], default=str))
     with pytest.raises(RungError, match="left every weight in float32"):
-        quantize(float_file, get_recipe(str(path)), quantized)
+        float_file.quantized(str(path), quantized)
     assert not quantized.exists()
 
 
 @pytest.mark.parametrize("scale", [0.0, float(np.float16(6e-8)), float("nan")])
-def test_scales_the_runtime_refuses_are_refused_here(float_file: Path, quantized: Path, scale: float) -> None:
+def test_scales_the_runtime_refuses_are_refused_here(float_file: FloatFile, quantized: Path, scale: float) -> None:
     """A block scale that is zero, subnormal or NaN in float16 is found, with the tensor's name."""
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-    quantize(float_file, get_recipe("dynamic_int4_block32"), quantized)
-    list(inspect(quantized))
+    float_file.quantized("dynamic_int4_block32", quantized)
+    list(inspect(quantized, float_file.names))
     model = tfl_flatbuffer_utils.read_model(str(quantized))
     subgraph = model.subgraphs[0]
     tensor = next(t for t in subgraph.tensors if getattr(t.quantization, "details", None) is not None)
@@ -124,15 +139,13 @@ def test_scales_the_runtime_refuses_are_refused_here(float_file: Path, quantized
     scales_buffer.data = np.frombuffer(scales.tobytes(), np.uint8)
     tfl_flatbuffer_utils.write_model(model, str(quantized))
     with pytest.raises(RungError, match=r"mlp\.down_proj has 1 of \d+ scales"):
-        list(inspect(quantized))
+        list(inspect(quantized, float_file.names))
 
 
-def test_names_are_for_people() -> None:
-    """The exporter's path of classes becomes the parameter's name; of merged operators the deepest."""
-    block = "s._EntryPoint/m.DecoderOnlyModel_model/m.Block_11/m.Attention_attention"
-    assert readable(f"{block}/torch.nn.Linear_o_proj;2;") == "blocks.11.attention.o_proj"
-    assert readable(f"{block};{block}/torch.nn.Linear_q_proj;1;") == "blocks.11.attention.q_proj"
-    assert readable("decode_logits_output;") == "head.projection"
+def test_weights_are_named_after_the_parameters(float_file: FloatFile) -> None:
+    """Also where the exporter has merged the operators that read them and calls them all the same."""
+    blocks = [f"blocks.{layer}.{part}" for layer in range(3) for part in (*ATTENTION, *MLP)]
+    assert set(float_file.names) == {"embed.tokens", *blocks}
 
 
 @given(
