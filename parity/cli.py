@@ -241,8 +241,11 @@ def rerender(
     reports = read_json(source)
     for write in _writers(None, markdown, html):
         write(reports)
+    console = Console()
     for report in reports:
-        terminal.render(report, Console())
+        terminal.render(report, console)
+    if len(reports) > 1:
+        terminal.render_summary(reports, console)
 
 
 @golden_app.command("record")

@@ -56,14 +56,14 @@ def _quantized(
 ) -> tuple[Limit, ...]:
     why = _MEASURED + measured
     return (
-        Limit(metric="kl_mean", most=kl_mean, reason="nats per position the next-token distribution may move" + why),
-        Limit(metric="kl_p99", most=kl_p99, reason="the same at the worst position in a hundred" + why),
-        Limit(metric="top1_agreement_clear", least=top1, reason="same best token unless the oracle is undecided" + why),
+        Limit(metric="kl_mean", most=kl_mean, reason="Nats per position the next-token distribution may move" + why),
+        Limit(metric="kl_p99", most=kl_p99, reason="The same at the worst position in a hundred" + why),
+        Limit(metric="top1_agreement_clear", least=top1, reason="Same best token unless the oracle is undecided" + why),
         Limit(
             metric="perplexity_ratio",
             least=perplexity[0],
             most=perplexity[1],
-            reason="both ways: forced text becoming cheaper is as much a change as becoming dearer" + why,
+            reason="Both ways: forced text becoming cheaper is as much a change as becoming dearer" + why,
         ),
     )
 

@@ -14,6 +14,17 @@ from parity.errors import UsageError
 from parity.files import whole_file
 
 SCHEMA_VERSION = 1
+_KINDS = {
+    "model": str,
+    "family": str,
+    "weights": dict,
+    "prompt_set": dict,
+    "rungs": list,
+    "edges": list,
+    "generation": list,
+    "environment": dict,
+    "seconds": (int, float),
+}
 _KEPT = ("model", "family", "weights", "prompt_set", "generation", "environment")
 
 
@@ -67,6 +78,8 @@ class Report:
             if record["schema_version"] != SCHEMA_VERSION:
                 found = record["schema_version"]
                 raise UsageError(f"schema_version {found} is not {SCHEMA_VERSION}; run the check again")
+            if wrong := [key for key, kind in _KINDS.items() if not isinstance(record[key], kind)]:
+                raise UsageError(f"{wrong[0]} of this report is not what it should be; run the check again")
             edges = [Edge(**{**edge, "verdict": Verdict(edge["verdict"])}) for edge in record["edges"]]
             kept = {key: record[key] for key in _KEPT}
             rungs = [RungRecord(**rung) for rung in record["rungs"]]
@@ -116,6 +129,7 @@ def read_json(path: Path) -> list[Report]:
         raise UsageError(f"{path} is not there; `parity check MODEL --json {path}` writes it") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not a report ({error}); run the check again") from None
-    if not isinstance(document, dict):
+    records = document.get("models", [document]) if isinstance(document, dict) else None
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise UsageError(f"{path} is not a report; run the check again")
-    return [Report.from_json(record) for record in document.get("models", [document])]
+    return [Report.from_json(record) for record in records]

@@ -1,0 +1,95 @@
+"""Measure ladders as whole processes and write the tables into docs/performance.md.
+
+    python benchmarks/ladder.py docs/performance.md
+
+Each ladder is the real command line in a fresh process; a tiny one is run five times and the median quoted, the
+full-size one once. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RUNS = 5
+TINY = ("smollm-135m", "llama-3.2-1b", "qwen2.5-0.5b")
+FULL = "smollm-135m"
+
+HEADER = """\
+# Measured times and memory
+
+Written by `python benchmarks/ladder.py docs/performance.md` on {cores} cores ({machine}, Python {python}); every figure
+is of the real command line in a fresh process, with nothing else running.
+"""
+
+
+def ladder(*arguments: str) -> tuple[float, dict[str, Any]]:
+    """Wall seconds of one `parity check`, and its report."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "parity", "check", *arguments, "--json", str(report)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return time.perf_counter() - began, json.loads(report.read_text())
+
+
+def tiny_table() -> Iterator[str]:
+    """Cold ladders of tiny presets: everything but the drawing of the weights."""
+    yield "## A tiny ladder from a cold start\n"
+    yield "`parity check MODEL`: original, oracle, re-authored, float, dynamic_int8; seven prompts, 224 positions.\n"
+    yield f"| model | seconds, median of {RUNS} | fastest | slowest |"
+    yield "|---|---:|---:|---:|"
+    for model in TINY:
+        ladder(model)  # draws the weights, fills the disk cache
+        seconds = sorted(ladder(model)[0] for _ in range(RUNS))
+        yield f"| {model} | {statistics.median(seconds):.1f} | {seconds[0]:.1f} | {seconds[-1]:.1f} |"
+
+
+def full_table() -> Iterator[str]:
+    """One full-size ladder with every recipe."""
+    seconds, report = ladder(FULL, "--weights", "synthetic", "--recipe", "all")
+    yield f"\n## {FULL} at full published size\n"
+    yield f"`parity check {FULL} --weights synthetic --recipe all`: {seconds:.0f} s in all, weights drawn before.\n"
+    yield "| rung | verdict | floor ratio | rel. L2 | KL mean | KL p99 | top-1 | perplexity ratio | run s | peak MB |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    costs = {rung["name"]: rung for rung in report["rungs"]}
+    for edge in report["edges"]:
+        figures, cost = edge["metrics"], costs[edge["candidate"]]
+        ratio = f"{figures['floor_ratio']:.2f}" if "floor_ratio" in edge["limits"] else "-"
+        yield (
+            f"| {edge['candidate']} | {edge['verdict']} | {ratio} | {figures['rel_l2']:.2g} | {figures['kl_mean']:.2g} "
+            f"| {figures['kl_p99']:.2g} | {figures['top1_agreement_clear']:.3f} | {figures['perplexity_ratio']:.4f} "
+            f"| {cost['seconds']:.1f} | {cost['peak_rss_mb']:.0f} |"
+        )
+    oracle = costs["original64"]
+    made = costs["float"]["artifact"]
+    yield f"\nThe oracle took {oracle['seconds']:.1f} s and {oracle['peak_rss_mb']:.0f} MB at its peak; converting to"
+    yield f"{made['bytes'] / 1e6:.0f} MB of float32 took {made['convert_seconds']:.0f} s and"
+    yield f"{made['convert_peak_rss_mb']:.0f} MB. Quantizing:\n"
+    yield "| recipe | seconds | MB | weights |"
+    yield "|---|---:|---:|---|"
+    for name, cost in costs.items():
+        artifact = cost["artifact"]
+        if "quantize_seconds" in artifact:
+            kinds = ", ".join(f"{count} {precision}" for precision, count in artifact["weights"].items())
+            yield f"| {name} | {artifact['quantize_seconds']:.1f} | {artifact['bytes'] / 1e6:.0f} | {kinds} |"
+
+
+def main(destination: Path) -> None:
+    """Measure and write."""
+    import os
+
+    header = HEADER.format(cores=os.cpu_count(), machine=platform.machine(), python=platform.python_version())
+    destination.write_text("\n".join([header, *tiny_table(), *full_table()]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,67 @@
+"""Write docs/limits.md from the table of limits, so that the two cannot differ (a test holds them together).
+
+python tools/write_limits.py docs/limits.md
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from parity.compare.limits import FLOAT_LIMITS, RECIPE_LIMITS, Limit
+
+HEADER = """\
+# Limits
+
+Written by `python tools/write_limits.py docs/limits.md` from `parity/compare/limits.py`, the only place with
+thresholds.
+
+## Float rungs
+
+The unit is the original's own rounding. The original runs once in float64 (the oracle) and once in float32; the
+relative L2 distance between their logits is the noise floor of this model on these prompts. `floor_ratio` is a rung's
+distance to the oracle over that floor, for prefill and for decode separately; the larger of the two is judged. A floor
+below half a unit in the last place of float32 (2^-24) counts as that: no float32 output can be expected nearer.
+"""
+
+QUANTIZED = """
+## Quantized rungs
+
+Quantization changes the numbers on purpose; what must stay is the distribution of the next token. KL is KL(oracle ||
+rung) in nats; `top1_agreement_clear` leaves out positions where the oracle's two best logits are within 0.1, and
+`perplexity_ratio` is over the forced continuations. Each limit is about three times the worst KL that was measured,
+twice the worst loss of agreement, three times the worst change of perplexity: far from what a sound file does, far
+below what a broken one does.
+
+For orientation, published figures for trained models: a good 8-bit export has a perplexity ratio near 1.0004; good
+4-bit formats have a mean KL of 0.01 to 0.05 and agree on 90 to 95 % of best tokens. The tiny presets have a few hundred
+rows and a few dozen channels, so less averages out in them; at full size the same drawing gives 0.05 to 0.08 at 4 bits
+([measured](performance.md)).
+
+A recipe that is not in the table is held to the plainest recipe with the same weight bits (16, 8 or 4). For fewer bits
+no limits are known, and the verdict is ERROR.
+"""
+
+
+def rows(limits: Sequence[Limit]) -> Iterator[str]:
+    """A Markdown table of limits."""
+    yield "| metric | limit | reason |"
+    yield "|---|---|---|"
+    for limit in limits:
+        bound = limit.bound
+        shown = f"{bound[0]:g} to {bound[1]:g}" if isinstance(bound, list) else f"{bound:g}"
+        word = "" if isinstance(bound, list) else "at least " if limit.bound == limit.least else "at most "
+        yield f"| `{limit.metric}` | {word}{shown} | {limit.reason} |"
+
+
+def document() -> str:
+    """The whole page."""
+    lines = [HEADER, *rows(FLOAT_LIMITS), QUANTIZED]
+    for recipe, limits in RECIPE_LIMITS.items():
+        lines += [f"### `{recipe}`", "", *rows(limits), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(document(), encoding="utf-8")
