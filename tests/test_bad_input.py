@@ -1,4 +1,4 @@
-"""Bad input through the real command line, in a fresh process: the exit code, one line with the remedy, nothing left over."""
+"""Bad input through the real command line, in a fresh process: one line with the remedy, nothing left over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -107,7 +107,7 @@ def parity(
         timeout=300,
         check=False,
         env=environment(scratch),
-        preexec_fn=limit if file_limit else None,  # noqa: PLW1509  (no threads beside those runs)
+        preexec_fn=limit if file_limit else None,
     )
     used = 0.0
     if began:
@@ -127,7 +127,7 @@ def base(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("w") / "sound"
     folder.mkdir()
-    write_checkpoint(folder, registry.get(MODEL), lambda done, total: None, tiny=True)
+    write_checkpoint(folder, registry.get(MODEL), lambda *_: None, tiny=True)
     (folder / "manifest.json").unlink()
     return folder
 
@@ -502,7 +502,7 @@ class Running:
             start_new_session=True,
         )
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

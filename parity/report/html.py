@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from parity.compare.verdict import Edge, Verdict
-from parity.report import terminal
+from parity.report import figures
+from parity.report.figures import COLUMNS, DASH, LARGER_IS_BETTER, NAMED, Summary, number, shown
 from parity.report.record import Report, overall
-from parity.report.terminal import COLUMNS, DASH, LARGER_IS_BETTER, NAMED, Summary, number, shown
 
 #: The figure that stands for a rung in the chart, if it was judged by it; the first that applies.
 _LEADING = ("floor_ratio", "kl_mean")
 _TITLES = {name: column.title.split("\nprefill")[0].replace("\n", " ") for column in COLUMNS for name in column.metrics}
 _SHOWN_AS = {
-    **dict.fromkeys(("top1_agreement", "top1_agreement_clear", "top5_overlap"), terminal.percent),
-    **dict.fromkeys(("floor_ratio", "worst_position_ratio"), terminal.multiple),
-    "perplexity_ratio": terminal.ratio,
+    **dict.fromkeys(("top1_agreement", "top1_agreement_clear", "top5_overlap"), figures.percent),
+    **dict.fromkeys(("floor_ratio", "worst_position_ratio"), figures.multiple),
+    "perplexity_ratio": figures.ratio,
 }
 #: Decades of the axis that are always there, and those beyond which a mark stays at the edge.
 _LEAST_RANGE = (-2, 1)
@@ -43,7 +43,7 @@ def to_html(reports: Sequence[Report]) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("report.html.jinja").render(
-        text=terminal,
+        text=figures,
         columns=COLUMNS,
         dash=DASH,
         named=NAMED,
@@ -59,7 +59,7 @@ def _environments(reports: Sequence[Report]) -> list[tuple[list[str], tuple[tupl
     """Each different environment once, with the models it belongs to."""
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for report in reports:
-        found.setdefault(tuple(terminal.environment_lines(report.environment)), []).append(shown(report.model))
+        found.setdefault(tuple(figures.environment_lines(report.environment)), []).append(shown(report.model))
     return [(models, lines) for lines, models in found.items()]
 
 
@@ -123,7 +123,7 @@ class Chart:
     @classmethod
     def of(cls, report: Report) -> Chart:
         """The axis spans what there is to see, always including the limit and some room on both sides."""
-        edges = [edge for edge, _ in terminal.ladder(report)]
+        edges = [edge for edge, _ in figures.ladder(report)]
         shares = [share for edge in edges for metric in edge.limits if (share := share_of_limit(edge, metric))]
         decades = [math.log10(share) for share in shares]
         first = max(_MOST_RANGE[0], min(_LEAST_RANGE[0], *(math.floor(decade) for decade in decades), 0))
@@ -173,14 +173,14 @@ class _Axis:
             if share is None:
                 continue
             decade = math.log10(share) if share else -math.inf
-            form = _SHOWN_AS.get(metric, terminal.figure)
+            form = _SHOWN_AS.get(metric, figures.figure)
             mark = Mark(
                 metric=_TITLES.get(metric, shown(metric)),
                 x=self.at(share),
-                within=terminal.within(edge, metric),
+                within=figures.within(edge, metric),
                 beyond=not self.first <= decade <= self.last,
                 value=form(edge.metrics[metric]),
-                bound=terminal.bound_text(metric, bound),
+                bound=figures.bound_text(metric, bound),
                 room=_room(share),
             )
             yield metric, (share, mark)
@@ -192,5 +192,5 @@ def _room(share: float) -> str:
         return "all of it left"
     times = 1 / share if share <= 1 else share
     rounded = float(f"{times:.2g}")
-    amount = f"{rounded:.1f}" if rounded < 10 else f"{rounded:.0f}" if rounded < 1e5 else terminal.figure(rounded)
+    amount = f"{rounded:.1f}" if rounded < 10 else f"{rounded:.0f}" if rounded < 1e5 else figures.figure(rounded)
     return f"{amount}{_TIMES} {'room' if share <= 1 else 'over'}"

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from parity.compare.verdict import Verdict
-from parity.report.record import Report, overall
-from parity.report.terminal import (
+from parity.report.figures import (
     COLUMNS,
     DASH,
     NAMED,
@@ -24,6 +23,7 @@ from parity.report.terminal import (
     tally,
     weights_text,
 )
+from parity.report.record import Report, overall
 
 MARKS = {Verdict.PASS: "✅ PASS", Verdict.FAIL: "❌ FAIL", Verdict.ERROR: "⚠️ ERROR"}
 

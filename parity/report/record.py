@@ -14,7 +14,7 @@ from parity.errors import UsageError
 from parity.files import whole_file
 
 SCHEMA_VERSION = 1
-_KINDS = {
+_KINDS: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "family": str,
     "weights": dict,

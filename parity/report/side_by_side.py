@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.pipeline import Generated
-from parity.report.terminal import shown
+from parity.report.figures import shown
 
 
 def render_generation(results: Sequence[Generated], console: Console) -> None:
     """A row for every rung: how many tokens match the original (the first row), and the text, dimmed after the first
-    difference. Control characters are shown, never sent to the terminal."""
+    difference. Control characters are shown, never sent to the figures."""
     original = results[0].ids
     table = Table()
     table.add_column("rung", no_wrap=True)

@@ -23,10 +23,11 @@ from rich.console import Console
 from parity.compare.limits import limits_for
 from parity.compare.verdict import Edge, Verdict, judge
 from parity.errors import UsageError
+from parity.report.figures import DASH, figure, limits_shown, percent, shown, within
 from parity.report.html import Chart, share_of_limit, to_html
 from parity.report.markdown import to_markdown
 from parity.report.record import Report, RungRecord, read_json, write_json
-from parity.report.terminal import DASH, figure, limits_shown, percent, render, render_summary, shown, within
+from parity.report.terminal import render, render_summary
 
 HOSTILE = [
     "[red]x[/]",
