@@ -17,9 +17,9 @@ from models.registry import Model
 from parity import environment, isolated
 from parity.compare.generation import compare_generation
 from parity.compare.limits import limits_for
-from parity.compare.verdict import Edge, NoiseFloor, Verdict, judge, measure
+from parity.compare.verdict import Edge, NoiseFloor, Verdict, judge, measure, with_generation
 from parity.convert.recipes import weight_bits
-from parity.errors import ParityError, UsageError
+from parity.errors import GoldenError, ParityError, UsageError
 from parity.golden import GoldenStore, Recording, Reference
 from parity.inputs import Inputs, Prompt, PromptSet, read_prompts, tokenize
 from parity.ladder import Ladder, Plan, Rung, fit
@@ -94,6 +94,11 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
         oracle, original = ladder.original()
     floor = NoiseFloor.measure(oracle.trace, original.trace)
+    edge = judge("original64", "original", measure(oracle.trace, original.trace, floor, inputs), limits_for("original"))
+    if edge.verdict is not Verdict.PASS:
+        raise GoldenError(
+            f"{request.name} is not recorded, its original is no reference on these prompts: {edge.cause}"
+        )
     return store.record(request.name, weights, inputs, Reference("original64", oracle.trace, floor))
 
 
@@ -247,8 +252,9 @@ class _Findings:
         self.rungs.append(_rung_record(rung))
         metrics = measure(reference.trace, recorded.trace, reference.floor, inputs)
         bits = next((weight_bits(recipe) for recipe in self.request.plan.recipes if recipe.name == rung.name), None)
-        self.edges.append(judge(reference.name, rung.name, metrics, limits_for(rung.name, bits)))
         generation = compare_generation(rung.name, reference.trace, recorded.trace, metrics["max_abs"])
+        edge = judge(reference.name, rung.name, metrics, limits_for(rung.name, bits))
+        self.edges.append(with_generation(edge, generation))
         self.generation.append(asdict(generation))
 
     def _error(self, name: str, cause: str | None) -> None:

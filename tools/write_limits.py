@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from parity.compare.limits import FLOAT_LIMITS, RECIPE_LIMITS, Limit
+from parity.compare.limits import FLOAT_LIMITS, ORIGINAL_LIMITS, RECIPE_LIMITS, Limit
 
 HEADER = """\
 # Limits
@@ -23,6 +23,14 @@ The unit is the original's own rounding. The original runs once in float64 (the 
 relative L2 distance between their logits is the noise floor of this model on these prompts. `floor_ratio` is a rung's
 distance to the oracle over that floor, for prefill and for decode separately; the larger of the two is judged. A floor
 below half a unit in the last place of float32 (2^-24) counts as that: no float32 output can be expected nearer.
+"""
+
+ORIGINAL = """
+A rung also fails when its free-running greedy generation leaves the oracle's at a token where the oracle was not
+undecided (a *defect*; a difference where the two best logits are closer than twice the rung's largest error is a *tie*
+and says nothing).
+
+The original itself is held to:
 """
 
 QUANTIZED = """
@@ -57,7 +65,7 @@ def rows(limits: Sequence[Limit]) -> Iterator[str]:
 
 def document() -> str:
     """The whole page."""
-    lines = [HEADER, *rows(FLOAT_LIMITS), QUANTIZED]
+    lines = [HEADER, *rows(FLOAT_LIMITS), ORIGINAL, *rows(ORIGINAL_LIMITS), QUANTIZED]
     for recipe, limits in RECIPE_LIMITS.items():
         lines += [f"### `{recipe}`", "", *rows(limits), ""]
     return "\n".join(lines).rstrip() + "\n"

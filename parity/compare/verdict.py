@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
-from parity.compare.limits import UNIT_ROUNDOFF, Limit
+from parity.compare.generation import Generation
+from parity.compare.limits import FLOAT_RUNGS, UNIT_ROUNDOFF, Limit
 from parity.compare.metrics import (
     PositionErrors,
     compare_positions,
@@ -68,6 +69,17 @@ class NoiseFloor:
             {phase: max(rel_l2(errors[phase]), UNIT_ROUNDOFF) for phase in PHASES},
             {phase: max(worst_position_rel_l2(errors[phase]), UNIT_ROUNDOFF) for phase in PHASES},
         )
+
+
+def with_generation(edge: Edge, generation: Generation) -> Edge:
+    """The edge, failed if its rung generates something else for no reason that its logits would explain."""
+    difference = generation.first_difference
+    if edge.candidate not in FLOAT_RUNGS or not difference or difference["kind"] != "defect":
+        return edge
+    where = f"token {difference['at']} of {difference['prompt']}"
+    defect = f"greedy generation differs at {where}, where the reference's margin is {difference['margin']:.4g}"
+    cause = f"{edge.cause}; {defect}" if edge.cause else defect
+    return replace(edge, verdict=worst([edge.verdict, Verdict.FAIL]), cause=cause)
 
 
 def compare_phases(reference: Trace, candidate: Trace) -> dict[str, PositionErrors]:

@@ -112,7 +112,7 @@ class Column:
 
 def judged_by_floor(edge: Edge) -> bool:
     """Whether the noise floor says anything about this rung: not where it was made to lose precision."""
-    return "floor_ratio" in edge.limits or edge.candidate in FLOAT_RUNGS
+    return "floor_ratio" in edge.limits or edge.candidate in _UNQUANTIZED
 
 
 def _floor_ratio(edge: Edge, _: RungRecord) -> str:
@@ -160,6 +160,7 @@ PEAK = Column(title="peak\nMB", meaning="memory of its process at most", show=la
 
 #: As they stand side by side.
 COLUMNS = (FLOOR, WORST, REL_L2, KL_MEAN, KL_P99, TOP1, TOP1_CLEAR, TOP5, PERPLEXITY, SECONDS, PEAK)
+_UNQUANTIZED = ("original", *FLOAT_RUNGS)
 #: As they are given room in a narrow terminal.
 BY_IMPORTANCE = (FLOOR, KL_MEAN, TOP1_CLEAR, REL_L2, PERPLEXITY, KL_P99, SECONDS, WORST, TOP5, PEAK, TOP1)
 
@@ -167,7 +168,7 @@ BY_IMPORTANCE = (FLOOR, KL_MEAN, TOP1_CLEAR, REL_L2, PERPLEXITY, KL_P99, SECONDS
 def ladder(report: Report) -> list[tuple[Edge, RungRecord]]:
     """The edges from the top of the ladder down, each with the rung that was run for it."""
     rungs = {rung.name: rung for rung in report.rungs}
-    order = {name: position for position, name in enumerate(FLOAT_RUNGS)}
+    order = {name: position for position, name in enumerate(_UNQUANTIZED)}
     edges = sorted(report.edges, key=lambda edge: order.get(edge.candidate, len(order)))
     return [(edge, rungs.get(edge.candidate, NO_RUNG)) for edge in edges]
 

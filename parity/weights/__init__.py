@@ -105,7 +105,11 @@ def _intact(folder: Path, values: Mapping[str, Any]) -> str | None:
     """The SHA-256 of a drawn checkpoint if it is there, was made by this code from these values, and is untouched."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        as_made = manifest["config"] == values and manifest["drawing"] == drawing_version()
+        as_made = (
+            manifest["config"] == values
+            and manifest["drawing"] == drawing_version()
+            and manifest["companions"] == _companions(folder)
+        )
         sha256 = sha256_of(weight_files(folder)) if as_made else None
     except (OSError, ValueError, KeyError, CheckpointError):
         return None
@@ -113,8 +117,14 @@ def _intact(folder: Path, values: Mapping[str, Any]) -> str | None:
 
 
 def drawing_version() -> str:
-    """Identifies the code that draws, so that checkpoints drawn by older code are drawn again."""
-    return sha256_of([Path(__file__).with_name("draw.py")])[:16]
+    """Identifies the code that draws and the tokenizer, so that checkpoints made by older ones are made again."""
+    with as_file(files("parity") / "assets" / "tiny_tokenizer") as tokenizer:
+        return sha256_of([Path(__file__).with_name("draw.py"), *Path(tokenizer).glob("*.json")])[:16]
+
+
+def _companions(folder: Path) -> str:
+    """SHA-256 of what lies beside the weights: config, index and tokenizer."""
+    return sha256_of(path for path in folder.glob("*.json") if path.name != "manifest.json")
 
 
 def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *, tiny: bool) -> str:
@@ -137,7 +147,8 @@ def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *,
     (folder / "config.json").write_text(json.dumps(values, indent=1))
     _copy_tokenizer(folder)
     sha256 = sha256_of(weight_files(folder))
-    manifest = {"config": values, "drawing": drawing_version(), "sha256": sha256}
+    companions = _companions(folder)
+    manifest = {"config": values, "drawing": drawing_version(), "companions": companions, "sha256": sha256}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     return sha256
 

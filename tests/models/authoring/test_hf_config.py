@@ -134,6 +134,16 @@ def test_old_and_new_spellings_mean_the_same(family: str, scaling: str | None, t
     assert read(old) == read(new) == read(mixed)
 
 
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+@EACH_FAMILY
+def test_theta_inside_the_rope_object_wins(family: str, spelling: str) -> None:
+    """Where both places have one, the original library takes the inner, and so must we."""
+    from transformers import AutoConfig
+
+    given = values(family, rope_theta=20000.0, **{spelling: {"rope_type": "default", "rope_theta": 70000.0}})
+    assert read(given).rope.theta == AutoConfig.for_model(**given).rope_parameters["rope_theta"] == 70000.0
+
+
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
 def test_storage_dtype_changes_nothing(key: str, name: str) -> None:

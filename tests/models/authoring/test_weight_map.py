@@ -141,6 +141,28 @@ def test_layout_is_the_original_models(model: registry.Model) -> None:
 
 
 @EVERY_PRESET
+def test_loaded_model_computes_the_originals_logits(model: registry.Model) -> None:
+    """Every tensor is in the right place: the same file gives transformers' logits, with gains and biases all drawn."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = checkpoint_for(model)
+    for tensor in source.values():
+        tensor.mul_(tensor.shape[-1] ** -0.5 if tensor.ndim == 2 else 0.3).add_(0.0 if tensor.ndim == 2 else 1.0)
+    config = AutoConfig.for_model(**{**model.preset.values(tiny=True), "torch_dtype": "float32"})
+    original = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    unplaced = original.load_state_dict(source, strict=False)
+    assert not unplaced.unexpected_keys
+    original.tie_weights()
+    ours = load(model, source)
+    tokens = torch.randint(config.vocab_size, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = original(tokens).logits
+        logits = ours(tokens, torch.arange(20), ours.empty_cache(24))["logits"]
+    # Two correct float32 models are each about 1e-6 from the exact result; an exchanged tensor is off by a tenth.
+    assert float((logits - theirs).norm() / theirs.norm()) < 1e-5
+
+
+@EVERY_PRESET
 def test_loaded_parameters_are_plain_float32(model: registry.Model) -> None:
     """Nothing stays on the meta device, asks for gradients, or keeps the storage dtype."""
     loaded = load(model, checkpoint_for(model, dtype=torch.bfloat16))

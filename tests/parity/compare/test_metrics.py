@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -229,6 +229,13 @@ def test_summary_of_a_known_pair() -> None:
     kl = [direct_kl(*rows) for rows in zip(reference, candidate, strict=True)]
     assert figures["kl_mean"] == pytest.approx(sum(kl) / 2, rel=1e-13)
     assert figures["kl_max"] == pytest.approx(max(kl), rel=1e-13)
+
+
+def test_kl_quantile() -> None:
+    """Of 101 positions that lose 0, 1, ... 100 nats in any order, one is worse than the 99th percentile."""
+    errors = compare_positions(logits(101, 3, 0), logits(101, 3, 1))
+    figures = summarize(replace(errors, kl=np.random.default_rng(0).permutation(np.arange(101.0))))
+    assert (figures["kl_mean"], figures["kl_p99"], figures["kl_max"]) == (50.0, 99.0, 100.0)
 
 
 def test_near_ties_are_set_apart() -> None:
