@@ -25,6 +25,7 @@ from parity.inputs import Inputs, Prompt, PromptSet, read_prompts, tokenize
 from parity.ladder import Ladder, Plan, Rung, fit
 from parity.progress import Reporter
 from parity.report.record import Report, RungRecord
+from parity.report.side_by_side import Generated
 from parity.runners.base import Recorded
 from parity.weights import Weights, kind_of, resolve
 
@@ -111,16 +112,6 @@ def verify_golden(request: Request, store: GoldenStore, reporter: Reporter) -> N
     isolated.preload(converter=False)
     weights = _weigh(request, reporter)
     store.replay(request.name, weights, _read(request, weights, reporter))
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What one rung said after a prompt: token ids and their text, or why it said nothing."""
-
-    rung: str
-    ids: tuple[int, ...] = ()
-    text: str = ""
-    cause: str | None = None
 
 
 def generate(request: Request, text: str, tokens: int, reporter: Reporter) -> list[Generated]:

@@ -76,14 +76,17 @@ class _OneToOne(Operation, ABC):
 
 
 @dataclass(frozen=True)
-class Rename(_OneToOne):
-    """The same values under another name."""
-
+class _SameValues(_OneToOne, ABC):
     def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
         return sources
 
     def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
         return targets
+
+
+@dataclass(frozen=True)
+class Rename(_SameValues):
+    """The same values under another name."""
 
 
 @dataclass(frozen=True)
@@ -173,28 +176,15 @@ class Fuse(Operation):
 
 
 @dataclass(frozen=True)
-class Tie(Operation):
-    """The parameter ``alias`` is the parameter ``target``. Files may repeat the table as ``stored``; if they do, it
-    must be equal to ``source``, else the file and its configuration contradict each other."""
+class Tie(_SameValues):
+    """The parameter ``alias`` is the parameter ``target``.
 
-    source: str
-    target: str
+    Files may repeat the table as ``stored``; if they do, it must be equal to ``source``, else the file and its
+    configuration contradict each other.
+    """
+
     alias: str
     stored: str
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.target,)
-
-    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
-        return sources
-
-    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
-        return targets
 
     @property
     def description(self) -> str:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from parity.pipeline import Generated
 from parity.report.figures import shown
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one rung said after a prompt: token ids and their text, or why it said nothing."""
+
+    rung: str
+    ids: tuple[int, ...] = ()
+    text: str = ""
+    cause: str | None = None
 
 
 def render_generation(results: Sequence[Generated], console: Console) -> None:
