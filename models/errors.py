@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 
-class ModelError(Exception):
-    """Base of the errors below; the message is one line for the person who started the command."""
+class OneLineError(Exception):
+    """An error for a person: its message is one line of printable characters, whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+
+
+class ModelError(OneLineError):
+    """Base of the errors below."""
 
 
 class UnknownModelError(ModelError):

@@ -29,14 +29,16 @@ def read_config(source: HFConfig) -> DecoderConfig:
     return read_decoder(source, qkv_bias=bias, output_bias=bias, mlp_bias=source.take("mlp_bias", bool, False))
 
 
-def read_decoder(source: HFConfig, *, qkv_bias: bool, output_bias: bool, mlp_bias: bool) -> DecoderConfig:
-    """The keys that every Llama-shaped configuration has."""
+def read_decoder(
+    source: HFConfig, *, qkv_bias: bool, output_bias: bool, mlp_bias: bool, kv_heads_default: int | None = None
+) -> DecoderConfig:
+    """The keys that every Llama-shaped configuration has; without a default, every head has its own key and value."""
     width = source.positive("hidden_size")
     heads = source.positive("num_attention_heads")
-    kv_heads = source.positive("num_key_value_heads", heads)
+    kv_heads = source.positive("num_key_value_heads", heads if kv_heads_default is None else kv_heads_default)
     source.require(heads % kv_heads == 0, "num_attention_heads is not a multiple of num_key_value_heads")
     head_dim = source.positive("head_dim", width // heads)
-    norm = NormConfig(kind="rms", eps=source.take("rms_norm_eps", float, 1e-6))
+    norm = NormConfig(kind="rms", eps=source.number("rms_norm_eps", 1e-6, zero=True))
     block = BlockConfig(
         attention_norm=norm,
         attention=AttentionConfig(

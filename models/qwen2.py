@@ -19,7 +19,7 @@ def read_config(source: HFConfig) -> DecoderConfig:
     source.expect("layer_types", ["full_attention"] * source.positive("num_hidden_layers"))
     source.expect("use_mrope", False)
     # The biases are fixed in the architecture, not configurable.
-    return read_decoder(source, qkv_bias=True, output_bias=False, mlp_bias=False)
+    return read_decoder(source, qkv_bias=True, output_bias=False, mlp_bias=False, kv_heads_default=32)
 
 
 _BASE = {

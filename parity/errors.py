@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from models.errors import OneLineError
 
-class ParityError(Exception):
+
+class ParityError(OneLineError):
     """Base of the errors below. Nothing could be concluded: exit code 3."""
 
 

@@ -47,7 +47,11 @@ class Trace:
         for name, prompt in self.prompts.items():
             for phase in PHASES:
                 logits = getattr(prompt, phase)
-                tensors[f"{name}/{phase}"] = np.ascontiguousarray(logits if dtype is None else logits.astype(dtype))
+                with np.errstate(over="ignore"):  # said in words below
+                    stored = np.ascontiguousarray(logits, dtype)
+                if np.isfinite(logits).all() and not np.isfinite(stored).all():
+                    raise RungError(f"prompt {name}, {phase}: logits beyond what {stored.dtype} can hold")
+                tensors[f"{name}/{phase}"] = stored
             tensors[f"{name}/generated"] = np.asarray(prompt.generated, dtype=np.int64)
             tensors[f"{name}/margins"] = np.asarray(prompt.margins, dtype=np.float64)
         with whole_file(path) as temporary:
@@ -86,9 +90,14 @@ class Trace:
         Raises:
             RungError: a prompt missing or extra, a wrong shape, NaN or infinity, or logits that are all alike.
         """
-        if set(self.prompts) != {prompt.id for prompt in inputs.prompts}:
-            raise RungError(f"{who} did not answer every prompt of {inputs.name}, or answered others")
+        asked = {prompt.id for prompt in inputs.prompts}
+        if missing := sorted(asked - set(self.prompts)):
+            raise RungError(f"{who} gave no answer to prompt {missing[0]} of {inputs.name}")
+        if extra := sorted(set(self.prompts) - asked):
+            raise RungError(f"{who} answered a prompt {extra[0]} that is not in {inputs.name}")
         for prompt in inputs.prompts:
+            if len(self.prompts[prompt.id].generated) != len(self.prompts[prompt.id].margins):
+                raise RungError(f"{who}, prompt {prompt.id}: generated tokens and their margins differ in number")
             for phase, count in zip(PHASES, (len(prompt.prompt), len(prompt.continuation)), strict=True):
                 logits: Logits = getattr(self.prompts[prompt.id], phase)
                 where = f"{who}, prompt {prompt.id}, {phase}"

@@ -24,11 +24,16 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder, sorted by name.
 
     Raises:
-        CheckpointError: none there, an unreadable index, or an index that names a file outside the folder.
+        CheckpointError: none there, two sets of them, or an index that is unreadable or names a file outside the
+            folder.
     """
+    single = (folder / SINGLE).is_file()
     if (folder / INDEX).is_file():
-        return [folder / name for name in sorted(set(_read_index(folder / INDEX).values()))]
-    if (folder / SINGLE).is_file():
+        names = sorted(set(_read_index(folder / INDEX).values()))
+        if single and names != [SINGLE]:
+            raise CheckpointError(f"{folder} has {SINGLE} and shards beside it; remove those that are not the model's")
+        return [folder / name for name in names]
+    if single:
         return [folder / SINGLE]
     raise CheckpointError(
         f"{folder} has neither {SINGLE} nor {INDEX}; only safetensors checkpoints are read (pickles never are)"
@@ -42,6 +47,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
         self.folder = folder
         self._stack = ExitStack()
         self._where: dict[str, Any] = {}
+        self._shard_of: dict[str, str] = {}
         try:
             for path in weight_files(folder):
                 self._open(path)
@@ -51,9 +57,9 @@ class Checkpoint(Mapping[str, "Tensor"]):
             raise
 
     def _open(self, path: Path) -> None:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is named by the index but is not there; fetch the checkpoint again")
         try:
+            if not path.is_file():
+                raise CheckpointError(f"{path} is named by the index but is not there; fetch the checkpoint again")
             handle = self._stack.enter_context(safe_open(path, framework="pt"))
             names = list(handle.keys())
         except (SafetensorError, OSError) as error:
@@ -62,16 +68,19 @@ class Checkpoint(Mapping[str, "Tensor"]):
             if name in self._where:
                 raise CheckpointError(f"{name} is in two shards of {self.folder}; fetch the checkpoint again")
             self._where[name] = handle
+            self._shard_of[name] = path.name
 
     def _check_index(self) -> None:
         index = self.folder / INDEX
         if not index.is_file():
             return
-        listed = set(_read_index(index))
-        if missing := sorted(listed - self._where.keys()):
+        listed = _read_index(index)
+        if missing := sorted(listed.keys() - self._where.keys()):
             raise CheckpointError(f"{index} lists {missing[0]}, which no shard holds; fetch the checkpoint again")
-        if unlisted := sorted(self._where.keys() - listed):
+        if unlisted := sorted(self._where.keys() - listed.keys()):
             raise CheckpointError(f"{unlisted[0]} is in a shard but not in {index}; fetch the checkpoint again")
+        if misplaced := sorted(name for name, file in listed.items() if self._shard_of[name] != file):
+            raise CheckpointError(f"{misplaced[0]} is not in the shard that {index} names; fetch the checkpoint again")
 
     def __getitem__(self, name: str) -> Tensor:
         try:
@@ -99,7 +108,7 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         files = {str(name): str(file) for name, file in entries.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a shard index ({error}); fetch it again") from None
     if not files:
         raise CheckpointError(f"{path} lists no tensors; fetch it again")

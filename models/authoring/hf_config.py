@@ -7,6 +7,7 @@ A key that nobody asked for is refused by name, because it may change the maths.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class HFConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"{path} is not there; point to a checkpoint folder in the hub's layout") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read ({error}); fetch the file again") from None
         if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
             raise ConfigError(f"{path} has no model_type; it is not a model's configuration")
@@ -93,7 +94,9 @@ class HFConfig:
     def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
         """The value of ``key``, which must be a ``kind`` (an int passes as a float, never a bool as a number)."""
         self._known.add(key)
-        value = self._values.get(key, default)
+        value = self._values.get(key)
+        if value is None:  # null means the default, as in transformers
+            value = default
         if value is _REQUIRED:
             raise ConfigError(f"{self.source}: {key} is missing; add it with the published value")
         if value is None and default is None:
@@ -109,6 +112,13 @@ class HFConfig:
         value: int = self.take(key, int, default)
         if value < 1:
             raise ConfigError(f"{self.source}: {key} is {value}, expected a positive integer")
+        return value
+
+    def number(self, key: str, default: Any = _REQUIRED, *, zero: bool = False) -> float:
+        """A finite positive number; ``zero`` allows 0 as well."""
+        value: float = self.take(key, float, default)
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            raise ConfigError(f"{self.source}: {key} is {value}, expected a finite positive number")
         return value
 
     def expect(self, key: str, *supported: Any) -> None:
@@ -135,14 +145,19 @@ class HFConfig:
             raise ConfigError(f"{self.source}: {key} = {name!r} is not supported (only {', '.join(_ACTIVATIONS)})")
         return _ACTIVATIONS[name]
 
-    def rope(self, head_dim: int, *, default_theta: float = 10000.0) -> RopeConfig:
-        """The rotary embedding, from either spelling, over heads of ``head_dim`` channels."""
+    def rope(self, head_dim: int, *, partial: bool = False, default_theta: float = 10000.0) -> RopeConfig:
+        """The rotary embedding, from either spelling, over heads of ``head_dim`` channels.
+
+        ``partial`` says that the architecture heeds ``partial_rotary_factor``; where it does not, the key is refused.
+        """
         self._known.update(("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"))
         rope: dict[str, Any] = {}
         for spelling in ("rope_scaling", "rope_parameters"):
             value = self._values.get(spelling)
             if value is not None and not isinstance(value, dict):
                 raise ConfigError(f"{self.source}: {spelling} is {value!r}, expected an object")
+            if value and rope and value != rope:
+                raise ConfigError(f"{self.source}: rope_scaling and rope_parameters differ; keep the one that is true")
             rope.update(value or {})
         for key in ("rope_theta", "partial_rotary_factor"):
             if self._values.get(key) is not None:
@@ -150,18 +165,22 @@ class HFConfig:
         nested = HFConfig(rope, f"{self.source}: rope_parameters")
         nested._known = set()  # inside this object nothing is inert
         kind = nested.take("rope_type", str, nested.take("type", str, "default"))
-        theta = nested.take("rope_theta", float, default_theta)
-        rotary_dim = int(head_dim * nested.take("partial_rotary_factor", float, 1.0))
+        theta = nested.number("rope_theta", default_theta)
+        factor = nested.number("partial_rotary_factor", 1.0)
+        self.require(partial or factor == 1.0, f"partial_rotary_factor {factor} is not heeded by this architecture")
+        rotary_dim = int(head_dim * factor)
         if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
             raise ConfigError(f"{self.source}: {rotary_dim} of {head_dim} rotated channels is no even part of a head")
         scaling = None
         if kind == "llama3":
             scaling = Llama3Scaling(
-                factor=nested.take("factor", float),
-                low_freq_factor=nested.take("low_freq_factor", float),
-                high_freq_factor=nested.take("high_freq_factor", float),
+                factor=nested.number("factor"),
+                low_freq_factor=nested.number("low_freq_factor"),
+                high_freq_factor=nested.number("high_freq_factor"),
                 original_max_positions=nested.positive("original_max_position_embeddings"),
             )
+            ordered = scaling.low_freq_factor < scaling.high_freq_factor
+            self.require(ordered, "low_freq_factor is not below high_freq_factor")
         elif kind != "default":
             raise ConfigError(f"{self.source}: rope_type {kind!r} is not supported (only default, llama3)")
         nested.finish()

@@ -243,15 +243,14 @@ def load_weights(model: nn.Module, operations: Iterable[Operation], source: Mapp
         if isinstance(operation, Drop):
             left.discard(operation.source)
             continue
-        tensors = [_read(source, name) for name in operation.sources]
-        left.difference_update(operation.sources)
+        tensors = [_consume(source, left, name) for name in operation.sources]
+        _check_shapes(operation, waiting, tensors)
         for target, value in zip(operation.targets, operation.apply(*tensors), strict=True):
             _fill(model, waiting, operation, target, value)
         if isinstance(operation, Tie):
             _assign(model, operation.alias, model.get_parameter(operation.target))
             if operation.stored in left:
-                left.remove(operation.stored)
-                _require_equal(operation, tensors[0], _read(source, operation.stored))
+                _require_equal(operation, tensors[0], _consume(source, left, operation.stored))
     if waiting:
         raise CheckpointError(f"the weight map produces no {min(waiting)}")
     if left:
@@ -261,18 +260,28 @@ def load_weights(model: nn.Module, operations: Iterable[Operation], source: Mapp
         )
 
 
+def _check_shapes(operation: Operation, waiting: Mapping[str, nn.Parameter], tensors: Sequence[Tensor]) -> None:
+    """Hold the stored shapes against what the inverse makes of the waiting parameters' shapes."""
+    for target in operation.targets:
+        if target not in waiting:
+            raise CheckpointError(f"the weight map produces {target}, which is no parameter or was produced before")
+    wanted = operation.invert(*(waiting[target].detach().to("meta") for target in operation.targets))
+    for name, tensor, expected in zip(operation.sources, tensors, wanted, strict=True):
+        if tensor.shape != expected.shape:
+            raise CheckpointError(
+                f"{name} has shape {list(tensor.shape)} where the configuration asks for {list(expected.shape)}; "
+                "config.json and weights do not belong together"
+            )
+
+
 def _fill(model: nn.Module, waiting: dict[str, nn.Parameter], operation: Operation, target: str, value: Tensor) -> None:
     """Put ``value`` in the place of the parameter ``target``, which must still be waiting for it."""
     from torch import nn
 
-    if target not in waiting:
-        raise CheckpointError(f"the weight map produces {target}, which is not a parameter or has been produced before")
     shape = waiting.pop(target).shape
     if value.shape != shape:
-        raise CheckpointError(
-            f"{' + '.join(operation.sources)} has shape {list(value.shape)} where the configuration asks for "
-            f"{list(shape)}; config.json and weights do not belong together"
-        )
+        made_of = " and ".join(operation.sources)
+        raise CheckpointError(f"{made_of} give {target} the shape {list(value.shape)} instead of {list(shape)}")
     _assign(model, target, nn.Parameter(value, requires_grad=False))
 
 
@@ -299,9 +308,13 @@ def original_layout(model: nn.Module, operations: Iterable[Operation]) -> dict[s
     return layout
 
 
-def _read(source: Mapping[str, Tensor], name: str) -> Tensor:
+def _consume(source: Mapping[str, Tensor], left: set[str], name: str) -> Tensor:
+    """Read a tensor that nobody has read yet, as float32."""
     import torch
 
+    if name in source and name not in left:
+        raise CheckpointError(f"the weight map consumes {name} twice")
+    left.discard(name)
     if name not in source:
         near = difflib.get_close_matches(name, source, n=1)
         hint = f"; the nearest name it has is {near[0]}" if near else ""

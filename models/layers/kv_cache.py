@@ -19,7 +19,9 @@ def update_cache(cache: Tensor, new: Tensor, positions: Tensor) -> Tensor:
         ValueError: the slice does not fit, or the positions are not consecutive. (The runtime's own operator would
             move the slice back to make it fit and overwrite other tokens.)
     """
-    start, count = int(positions[0]), new.shape[1]
+    start, count = int(positions[0]), len(positions)
+    if new.shape != (cache.shape[0], count, *cache.shape[2:]):
+        raise ValueError(f"{count} rows of shape {list(new.shape)} do not belong in a cache of {list(cache.shape)}")
     if not torch.equal(positions.long(), torch.arange(start, start + count)):
         raise ValueError(f"cache positions must be consecutive, got {positions.tolist()}")
     if start < 0 or start + count > cache.shape[1]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 #: Added to a blocked score. Finite, so that a sum of two of them stays finite; far enough below any score that the
 #: softmax weight of a blocked position is exactly zero.
-BLOCKED = -0.7 * torch.finfo(torch.float32).max
+BLOCKED = -0.4 * torch.finfo(torch.float32).max
 
 
 def causal_mask(positions: Tensor, cache_length: int) -> Tensor:

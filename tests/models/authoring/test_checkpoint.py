@@ -233,11 +233,6 @@ def test_tensor_in_two_shards(tmp_path: Path) -> None:
     assert "a.bias is in two shards" in refused(tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="bug: the index's file for a tensor is not compared with the shard that holds it",
-)
 def test_tensor_in_another_shard_than_listed(tmp_path: Path) -> None:
     """An index that sends a tensor to the wrong shard does not belong to these files."""
     where = sharded(tmp_path)
@@ -321,9 +316,9 @@ def line_break(folder: Path) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        pytest.param(deep, marks=pytest.mark.xfail(strict=True, raises=RecursionError, reason="bug: not caught")),
-        pytest.param(long_name, marks=pytest.mark.xfail(strict=True, raises=OSError, reason="bug: not caught")),
-        pytest.param(line_break, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason="bug: two lines")),
+        deep,
+        long_name,
+        line_break,
     ],
 )
 def test_index_made_to_break_its_reader(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
@@ -332,7 +327,6 @@ def test_index_made_to_break_its_reader(tmp_path: Path, spoil: Callable[[Path], 
     assert refused(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="bug: tensor names are printed as they are")
 def test_tensor_name_that_breaks_the_line(tmp_path: Path) -> None:
     """A message stays one line whatever the file calls its tensors."""
     where = sharded(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -39,15 +39,6 @@ TENSOR = "model.layers.1.self_attn.k_proj.weight"
 seeds = st.integers(0, 2**31)
 sizes = st.integers(1, 6)
 Tensors = dict[str, Tensor]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small only make threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config_of(model: registry.Model) -> DecoderConfig:
@@ -454,11 +445,6 @@ def small(operation: Operation, source: dict[str, Any], **shapes: tuple[int, ...
     load_weights(holder(**shapes), [operation], tensors)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="bug: torch's own RuntimeError comes out where shapes do not fit the operation",
-)
 @pytest.mark.parametrize(
     ("operation", "source", "shapes"),
     [
@@ -476,20 +462,12 @@ def test_shapes_an_operation_cannot_take_are_refused_by_name(
         small(operation, source, **shapes)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="bug: only the stacked shape is compared, so the parts' rows may be exchanged",
-)
 def test_fused_parts_must_have_their_own_rows() -> None:
     """Parts of 3 and 2 rows where the table says 2 and 3 add up to the right shape and are wrong all the same."""
     with pytest.raises(CheckpointError, match=r"first|second"):
         small(Fuse(("first", "second"), "c", (2, 3)), {"first": (3, 2), "second": (2, 2)}, c=(5, 2))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="bug: nothing notices that a source tensor is consumed twice"
-)
 def test_source_consumed_twice_is_refused_by_name() -> None:
     """Every source tensor is consumed exactly once: two parameters from one tensor are a Tie or a mistake."""
     with pytest.raises(CheckpointError, match="first"):

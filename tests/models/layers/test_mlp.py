@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,15 +18,6 @@ from models.layers.mlp import ACTIVATIONS, GatedMLP, PlainMLP, build_mlp
 EPS = torch.finfo(torch.float64).eps
 #: Two sums of at most 64 products, and an activation: no value gathers more roundings than this.
 ROUNDINGS = {"rtol": 256 * EPS, "atol": 256 * EPS}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small only make threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def by_hand(x: float, name: Activation) -> float:
