@@ -20,6 +20,9 @@ from models.authoring.hf_config import HFConfig
 from models.authoring.weight_map import Drop, Operation, Rename, Tie, per_layer
 
 
+ROTARY_BUFFER = Drop("model.layers.{}.self_attn.rotary_emb.inv_freq", "recomputed from the configuration")
+
+
 def read_config(source: HFConfig) -> DecoderConfig:
     """``LlamaConfig`` as this project's configuration."""
     source.expect("rope_interleaved", False)  # SmolLM files say it; the original ignores it
@@ -72,7 +75,11 @@ def weight_map(config: DecoderConfig) -> Iterator[Operation]:
     """Published tensors to parameters."""
     yield from embedding_and_head(config)
     yield Rename("model.norm.weight", "head.norm.weight")
-    yield from per_layer(block_weights(config.blocks[0]), len(config.blocks))
+    norms = [
+        Rename("model.layers.{}.input_layernorm.weight", "blocks.{}.attention_norm.weight"),
+        Rename("model.layers.{}.post_attention_layernorm.weight", "blocks.{}.mlp_norm.weight"),
+    ]
+    yield from per_layer([*norms, *projections(config.blocks[0])], len(config.blocks))
 
 
 def embedding_and_head(config: DecoderConfig) -> Iterator[Operation]:
@@ -84,14 +91,8 @@ def embedding_and_head(config: DecoderConfig) -> Iterator[Operation]:
         yield Rename("lm_head.weight", "head.projection.weight")
 
 
-def block_weights(block: BlockConfig) -> list[Operation]:
-    """One decoder layer."""
-    layer = "model.layers.{}."
-    rows: list[Operation] = [
-        Rename(layer + "input_layernorm.weight", "blocks.{}.attention_norm.weight"),
-        Rename(layer + "post_attention_layernorm.weight", "blocks.{}.mlp_norm.weight"),
-        Drop(layer + "self_attn.rotary_emb.inv_freq", "recomputed from the configuration"),
-    ]
+def projections(block: BlockConfig) -> Iterator[Operation]:
+    """The matrices of one decoder layer, and their biases where it has them."""
     linears = [
         ("self_attn.q_proj", "attention.q_proj", block.attention.qkv_bias),
         ("self_attn.k_proj", "attention.k_proj", block.attention.qkv_bias),
@@ -102,9 +103,9 @@ def block_weights(block: BlockConfig) -> list[Operation]:
         ("mlp.down_proj", "mlp.down_proj", block.mlp.bias),
     ]
     for source, target, bias in linears:
-        kinds = ("weight", "bias") if bias else ("weight",)
-        rows += [Rename(f"{layer}{source}.{kind}", f"blocks.{{}}.{target}.{kind}") for kind in kinds]
-    return rows
+        for kind in ("weight", "bias") if bias else ("weight",):
+            yield Rename(f"model.layers.{{}}.{source}.{kind}", f"blocks.{{}}.{target}.{kind}")
+    yield ROTARY_BUFFER
 
 
 _BASE = {
@@ -162,8 +163,7 @@ _SMOLLM2 = {**_SMOLLM, "max_position_embeddings": 8192, "rope_theta": 100000.0}
 
 FAMILY = Family(
     name="llama",
-    model_type="llama",
-    read_config=read_config,
+    readers={"llama": read_config},
     weight_map=weight_map,
     presets=(
         Preset(

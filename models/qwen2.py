@@ -48,8 +48,7 @@ _TINY = {
 
 FAMILY = Family(
     name="qwen2",
-    model_type="qwen2",
-    read_config=read_config,
+    readers={"qwen2": read_config},
     weight_map=weight_map,
     presets=(
         Preset(

@@ -13,6 +13,9 @@ from models.errors import UnknownModelError
 FAMILIES = {
     "llama": "models.llama",
     "qwen2": "models.qwen2",
+    "gemma": "models.gemma",
+    "phi": "models.phi",
+    "openelm": "models.openelm",
 }
 
 

@@ -13,10 +13,14 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 @dataclass(frozen=True, kw_only=True)
 class NormConfig:
-    """``kind`` ``rms`` (gain only) or ``layer`` (mean removed, gain and bias)."""
+    """``kind`` ``rms`` (gain only) or ``layer`` (mean removed, gain and bias).
+
+    ``gain_offset`` is added to the stored gain: 1 where a checkpoint stores ``gain - 1``.
+    """
 
     kind: Literal["rms", "layer"]
     eps: float
+    gain_offset: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +34,34 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE: frequencies divided by a factor each, one set up to ``original_max_positions`` and one beyond.
+
+    ``attention_factor`` multiplies cosines and sines in both regimes.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_positions: int
+    attention_factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RopeConfig:
     """Rotary embedding over the first ``rotary_dim`` channels of a head."""
 
     theta: float
     rotary_dim: int
-    scaling: Llama3Scaling | None = None
+    scaling: Llama3Scaling | LongRopeScaling | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """Grouped-query attention: ``num_heads`` query heads share ``num_kv_heads`` key/value heads block-wise."""
+    """Grouped-query attention: ``num_heads`` query heads share ``num_kv_heads`` key/value heads block-wise.
+
+    ``softcap`` bounds the scores by ``cap * tanh(score / cap)`` before the mask is added. With a ``window`` of ``W``,
+    the position ``p`` sees ``p - W + 1 .. p``. ``qk_norm`` normalizes each head of q and k before rotation.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -48,6 +69,15 @@ class AttentionConfig:
     scale: float
     qkv_bias: bool = False
     output_bias: bool = False
+    softcap: float | None = None
+    window: int | None = None
+    qk_norm: NormConfig | None = None
+
+    @property
+    def fused_rows(self) -> tuple[int, int, int]:
+        """Rows of q, k and v in a checkpoint that stores them as one tensor."""
+        kv_rows = self.num_kv_heads * self.head_dim
+        return self.num_heads * self.head_dim, kv_rows, kv_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +92,26 @@ class MLPConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """One pre-norm decoder block."""
+    """One pre-norm decoder block.
+
+    Without an ``mlp_norm`` the block is parallel: attention and feed-forward read the same normalized stream and are
+    added to it together. The ``post`` norms, where given, are applied to what a sub-block adds.
+    """
 
     attention_norm: NormConfig
     attention: AttentionConfig
-    mlp_norm: NormConfig
+    mlp_norm: NormConfig | None
     mlp: MLPConfig
+    post_attention_norm: NormConfig | None = None
+    post_mlp_norm: NormConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A decoder-only model: embedding, ``blocks`` in order, final norm, head."""
+    """A decoder-only model: embedding, ``blocks`` in order, final norm, head.
+
+    ``embedding_scale`` multiplies the embedded tokens; ``final_softcap`` bounds the logits.
+    """
 
     vocab_size: int
     width: int
@@ -81,3 +120,6 @@ class DecoderConfig:
     blocks: tuple[BlockConfig, ...]
     final_norm: NormConfig
     tied_head: bool
+    head_bias: bool = False
+    embedding_scale: float = 1.0
+    final_softcap: float | None = None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.authoring.config import BlockConfig, DecoderConfig
 from models.authoring.stage import Stage, run_stages
-from models.layers.attention import Attention
+from models.layers.attention import Attention, soft_cap
 from models.layers.mask import causal_mask
 from models.layers.mlp import build_mlp
 from models.layers.norm import build_norm
@@ -17,36 +17,48 @@ from models.layers.rope import RopeTables
 
 
 class Embed(nn.Module):
-    """Token embedding, and what every block needs to know about positions."""
+    """Token embedding, and what the blocks need to know about positions: rotary tables and masks."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.rope = RopeTables(config.rope)
+        self.scale = config.embedding_scale
+        self.windows = windows(config)
 
     def forward(self, tokens: Tensor, positions: Tensor, *, cache_length: int) -> tuple[Tensor, ...]:
-        """``tokens`` ``[B, T]``, ``positions`` ``[T]`` -> hidden ``[B, T, D]``, cos and sin ``[T, R/2]``, mask."""
-        cos, sin = self.rope(positions)
-        return self.tokens(tokens), cos, sin, causal_mask(positions, cache_length)
+        """``tokens`` ``[B, T]``, ``positions`` ``[T]`` -> hidden ``[B, T, D]``, cos and sin ``[T, R/2]``, masks."""
+        hidden = self.tokens(tokens)
+        if self.scale != 1.0:
+            hidden = hidden * self.scale
+        masks = (causal_mask(positions, cache_length, window) for window in self.windows)
+        return hidden, *self.rope(positions, cache_length=cache_length), *masks
 
 
 class Block(nn.Module):
-    """Pre-norm decoder block: attention, then feed-forward, each added to the residual stream."""
+    """Pre-norm decoder block: attention, then feed-forward, or both at once, added to the residual stream."""
 
     def __init__(self, config: BlockConfig, width: int, *, fused: bool = False) -> None:
         super().__init__()
         self.attention_norm = build_norm(config.attention_norm, width, fused=fused)
         self.attention = Attention(config.attention, width, fused=fused)
+        self.post_attention_norm = build_norm(config.post_attention_norm, width, fused=fused)
         self.mlp_norm = build_norm(config.mlp_norm, width, fused=fused)
         self.mlp = build_mlp(config.mlp, width)
+        self.post_mlp_norm = build_norm(config.post_mlp_norm, width, fused=fused)
+        self.parallel = config.mlp_norm is None
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes as in ``Attention.forward``; returns the new stream and both updated caches."""
-        attended, k_cache, v_cache = self.attention(self.attention_norm(x), cos, sin, mask, positions, k_cache, v_cache)
+        normed = self.attention_norm(x)
+        attended, k_cache, v_cache = self.attention(normed, cos, sin, mask, positions, k_cache, v_cache)
+        attended = self.post_attention_norm(attended)
+        if self.parallel:
+            return x + attended + self.post_mlp_norm(self.mlp(normed)), k_cache, v_cache
         x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), k_cache, v_cache
+        return x + self.post_mlp_norm(self.mlp(self.mlp_norm(x))), k_cache, v_cache
 
 
 class Head(nn.Module):
@@ -55,12 +67,14 @@ class Head(nn.Module):
     def __init__(self, config: DecoderConfig, embedding: nn.Embedding, *, fused: bool = False) -> None:
         super().__init__()
         self.norm = build_norm(config.final_norm, config.width, fused=fused)
-        self.projection = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.projection = nn.Linear(config.width, config.vocab_size, bias=config.head_bias)
+        self.softcap = config.final_softcap
         if config.tied_head:
             self.projection.weight = embedding.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.projection(self.norm(x))  # type: ignore[no-any-return]
+        logits: Tensor = self.projection(self.norm(x))
+        return logits if self.softcap is None else soft_cap(logits, self.softcap)
 
 
 class DecoderOnlyModel(nn.Module):
@@ -78,22 +92,22 @@ class DecoderOnlyModel(nn.Module):
 
     def stages(self, cache_length: int) -> list[Stage]:
         """The model in order, for a cache of ``cache_length`` slots."""
-        tables = ("rope_cos", "rope_sin", "mask")
+        tables = ("rope_cos", "rope_sin")
         stages = [
             Stage(
                 name="embed",
                 run=partial(self.embed, cache_length=cache_length),
                 inputs=("tokens", "input_pos"),
-                outputs=("hidden", *tables),
+                outputs=("hidden", *tables, *map(mask_name, windows(self.config))),
             )
         ]
-        for i, block in enumerate(self.blocks):
+        for i, (block, config) in enumerate(zip(self.blocks, self.config.blocks, strict=True)):
             cache = cache_names(i)
             stages.append(
                 Stage(
                     name=f"block_{i}",
                     run=block,
-                    inputs=("hidden", *tables, "input_pos", *cache),
+                    inputs=("hidden", *tables, mask_name(config.attention.window), "input_pos", *cache),
                     outputs=("hidden", *cache),
                 )
             )
@@ -126,6 +140,16 @@ class DecoderOnlyModel(nn.Module):
             for name in cache_names(i):
                 cache[name] = torch.zeros(shape)
         return cache
+
+
+def windows(config: DecoderConfig) -> tuple[int | None, ...]:
+    """The distinct attention windows of a model, in order of appearance; ``None`` sees everything before."""
+    return tuple(dict.fromkeys(block.attention.window for block in config.blocks))
+
+
+def mask_name(window: int | None) -> str:
+    """The name of the mask for a window."""
+    return "mask" if window is None else f"mask_{window}"
 
 
 def cache_names(layer: int) -> tuple[str, str]:

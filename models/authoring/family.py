@@ -39,27 +39,27 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """An architecture: everything that is true of all its sizes."""
+    """An architecture: everything that is true of all its sizes. ``readers`` map each ``model_type`` it has."""
 
     name: str
-    model_type: str
+    readers: Mapping[str, Callable[[HFConfig], DecoderConfig]]
     presets: tuple[Preset, ...]
-    read_config: Callable[[HFConfig], DecoderConfig]
     weight_map: Callable[[DecoderConfig], Iterable[Operation]]
 
     def config_from(self, source: HFConfig) -> DecoderConfig:
-        """The typed configuration of any checkpoint of this ``model_type``, whatever its dimensions.
+        """The typed configuration of any checkpoint of a ``model_type`` of the family, whatever its dimensions.
 
         Raises:
             UnknownModelError: another ``model_type``.
             ConfigError: a value is missing, wrong, or changes the maths in a way that is not supported.
         """
-        if source.model_type != self.model_type:
+        if source.model_type not in self.readers:
+            known = " and ".join(map(repr, self.readers))
             raise UnknownModelError(
-                f"{source.source} is of model_type {source.model_type!r}, {self.name} reads {self.model_type!r}; "
+                f"{source.source} is of model_type {source.model_type!r}, {self.name} reads {known}; "
                 "name the family that fits"
             )
-        config = self.read_config(source)
+        config = self.readers[source.model_type](source)
         source.finish()
         return config
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.authoring.config import Activation, Llama3Scaling, RopeConfig
+from models.authoring.config import Activation, Llama3Scaling, LongRopeScaling, RopeConfig
 from models.errors import ConfigError
 
 #: Keys that cannot change what the model computes in inference.
@@ -121,6 +121,33 @@ class HFConfig:
             raise ConfigError(f"{self.source}: {key} is {value}, expected a finite positive number")
         return value
 
+    def optional_number(self, key: str, default: float) -> float | None:
+        """A finite positive number that an explicit null switches off."""
+        if key in self._values and self._values[key] is None:
+            self._known.add(key)
+            return None
+        return self.number(key, default)
+
+    def numbers(self, key: str, length: int, *, why: str) -> tuple[float, ...]:
+        """A list of ``length`` finite positive numbers; ``why`` says where the length comes from."""
+        values = self.take(key, list)
+        self.require(len(values) == length, f"{key} has {len(values)} entries, {why} asks for {length}")
+        return tuple(HFConfig({key: value}, self.source).number(key) for value in values)
+
+    def counts(self, key: str, length: int) -> tuple[int, ...]:
+        """A list of ``length`` positive integers, one a layer."""
+        values = self.take(key, list)
+        self.require(len(values) == length, f"{key} has {len(values)} entries for {length} layers")
+        return tuple(HFConfig({key: value}, self.source).positive(key) for value in values)
+
+    def layer_types(self, layers: int, default: list[str]) -> list[str]:
+        """Which attention every layer has: ``full_attention`` or ``sliding_attention``."""
+        kinds: list[str] = self.take("layer_types", list, default)
+        self.require(len(kinds) == layers, f"layer_types has {len(kinds)} entries for {layers} layers")
+        unknown = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
+        self.require(not unknown, f"layer_types holds {unknown[:1]}, which is not supported")
+        return kinds
+
     def expect(self, key: str, *supported: Any) -> None:
         """Accept ``key`` only when absent, null, or one of ``supported``; anything else would change the maths."""
         self._known.add(key)
@@ -145,10 +172,11 @@ class HFConfig:
             raise ConfigError(f"{self.source}: {key} = {name!r} is not supported (only {', '.join(_ACTIVATIONS)})")
         return _ACTIVATIONS[name]
 
-    def rope(self, head_dim: int, *, partial: bool = False, default_theta: float = 10000.0) -> RopeConfig:
+    def rope(self, head_dim: int, *, partial: float | None = None, default_theta: float = 10000.0) -> RopeConfig:
         """The rotary embedding, from either spelling, over heads of ``head_dim`` channels.
 
-        ``partial`` says that the architecture heeds ``partial_rotary_factor``; where it does not, the key is refused.
+        ``partial`` is the architecture's default for ``partial_rotary_factor``; where it heeds no such key, the key is
+        refused.
         """
         self._known.update(("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"))
         rope: dict[str, Any] = {}
@@ -166,13 +194,17 @@ class HFConfig:
         nested._known = set()  # inside this object nothing is inert
         kind = nested.take("rope_type", str, nested.take("type", str, "default"))
         theta = nested.number("rope_theta", default_theta)
-        factor = nested.number("partial_rotary_factor", 1.0)
-        self.require(partial or factor == 1.0, f"partial_rotary_factor {factor} is not heeded by this architecture")
+        factor = nested.number("partial_rotary_factor", partial or 1.0)
+        self.require(
+            partial is not None or factor == 1.0, f"partial_rotary_factor {factor} is not heeded by this architecture"
+        )
         rotary_dim = int(head_dim * factor)
         if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
             raise ConfigError(f"{self.source}: {rotary_dim} of {head_dim} rotated channels is no even part of a head")
-        scaling = None
-        if kind == "llama3":
+        scaling: Llama3Scaling | LongRopeScaling | None = None
+        if kind == "longrope":
+            scaling = self._longrope(nested, rotary_dim // 2)
+        elif kind == "llama3":
             scaling = Llama3Scaling(
                 factor=nested.number("factor"),
                 low_freq_factor=nested.number("low_freq_factor"),
@@ -182,9 +214,28 @@ class HFConfig:
             ordered = scaling.low_freq_factor < scaling.high_freq_factor
             self.require(ordered, "low_freq_factor is not below high_freq_factor")
         elif kind != "default":
-            raise ConfigError(f"{self.source}: rope_type {kind!r} is not supported (only default, llama3)")
+            raise ConfigError(f"{self.source}: rope_type {kind!r} is not supported (only default, llama3, longrope)")
         nested.finish()
         return RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=scaling)
+
+    def _longrope(self, nested: HFConfig, pairs: int) -> LongRopeScaling:
+        """LongRoPE's factors; the attention factor follows from the two context lengths unless it is given."""
+        key = "original_max_position_embeddings"  # some files say it inside, some outside, some in both places
+        original = nested.positive(key, self.positive(key) if self.has(key) else _REQUIRED)
+        self.require(not self.has(key) or self.positive(key) == original, f"{key} is given twice and differs")
+        ratio = nested.number("factor", self.positive("max_position_embeddings") / original)
+        implied = 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(original))
+        why = f"a rotated size of {2 * pairs}"
+        return LongRopeScaling(
+            short_factors=nested.numbers("short_factor", pairs, why=why),
+            long_factors=nested.numbers("long_factor", pairs, why=why),
+            original_max_positions=original,
+            attention_factor=nested.number("attention_factor", implied),
+        )
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there and not null."""
+        return self._values.get(key) is not None
 
     def finish(self) -> None:
         """Refuse keys that nobody asked for.

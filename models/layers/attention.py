@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from models.authoring.config import AttentionConfig
 from models.layers.composite import composite
 from models.layers.kv_cache import update_cache
+from models.layers.norm import build_norm
 from models.layers.rope import apply_rope
 
 
 def scaled_dot_product_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float, fused: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    fused: bool = False,
 ) -> Tensor:
     """Softmax attention; query head ``n`` reads key/value head ``n // (N / K)``.
 
@@ -20,6 +29,7 @@ def scaled_dot_product_attention(
         key, value: ``[B, S, K, H]``.
         mask: ``[B, 1, T, S]``, added to the scaled scores.
         scale: factor on the scores.
+        softcap: bound on the scaled scores, before the mask is added.
         fused: mark the region for the converter's fused kernel.
 
     Returns:
@@ -31,12 +41,20 @@ def scaled_dot_product_attention(
         query = query.transpose(1, 2)
         key = key.transpose(1, 2).repeat_interleave(group, dim=1)
         value = value.transpose(1, 2).repeat_interleave(group, dim=1)
-        scores = query @ key.transpose(-1, -2) * scale + mask
-        return (scores.softmax(-1) @ value).transpose(1, 2)
+        scores = query @ key.transpose(-1, -2) * scale
+        if softcap is not None:
+            scores = soft_cap(scores, softcap)
+        return ((scores + mask).softmax(-1) @ value).transpose(1, 2)
 
     if fused:
-        return composite("odml.scaled_dot_product_attention", {"scale": scale}, body, query, key, value, mask)
+        attributes = {"scale": scale} if softcap is None else {"scale": scale, "logit_cap": softcap}
+        return composite("odml.scaled_dot_product_attention", attributes, body, query, key, value, mask)
     return body(query, key, value, mask)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(x / cap)``: the identity near zero, never beyond ``cap``; any shape."""
+    return torch.tanh(x / cap) * cap
 
 
 class Attention(nn.Module):
@@ -49,6 +67,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
         self.v_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(query_width, width, bias=config.output_bias)
+        self.q_norm = build_norm(config.qk_norm, config.head_dim, fused=fused)
+        self.k_norm = build_norm(config.qk_norm, config.head_dim, fused=fused)
         self.config = config
         self.fused = fused
 
@@ -61,12 +81,18 @@ class Attention(nn.Module):
             The attention output ``[B, T, D]`` and both updated caches.
         """
         heads = (*x.shape[:2], -1, self.config.head_dim)
-        query = apply_rope(self.q_proj(x).view(heads), cos, sin)
-        key = apply_rope(self.k_proj(x).view(heads), cos, sin)
+        query = apply_rope(self.q_norm(self.q_proj(x).view(heads)), cos, sin)
+        key = apply_rope(self.k_norm(self.k_proj(x).view(heads)), cos, sin)
         value = self.v_proj(x).view(heads)
         k_cache = update_cache(k_cache, key, positions)
         v_cache = update_cache(v_cache, value, positions)
         attended = scaled_dot_product_attention(
-            query, k_cache, v_cache, mask, scale=self.config.scale, fused=self.fused
+            query,
+            k_cache,
+            v_cache,
+            mask,
+            scale=self.config.scale,
+            softcap=self.config.softcap,
+            fused=self.fused,
         )
         return self.o_proj(attended.flatten(2)), k_cache, v_cache

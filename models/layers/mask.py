@@ -10,11 +10,13 @@ from torch import Tensor
 BLOCKED = -0.4 * torch.finfo(torch.float32).max
 
 
-def causal_mask(positions: Tensor, cache_length: int) -> Tensor:
-    """Query at position ``p`` sees cache slots ``0..p``; ``[T]`` -> ``[1, 1, T, S]``.
+def causal_mask(positions: Tensor, cache_length: int, window: int | None = None) -> Tensor:
+    """Query at position ``p`` sees cache slots ``0..p``, or the last ``window`` of them; ``[T]`` -> ``[1, 1, T, S]``.
 
     Slots beyond the newest position hold padding or stale values; they are blocked for the same reason as the future.
     """
     slots = torch.arange(cache_length, dtype=positions.dtype)
     visible = slots[None, :] <= positions[:, None]
+    if window is not None:
+        visible = visible & (slots[None, :] > positions[:, None] - window)
     return torch.where(visible, 0.0, BLOCKED)[None, None]

@@ -13,21 +13,23 @@ from models.layers.composite import composite
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; any shape ``[..., D]``."""
+    """``x / sqrt(mean(x^2) + eps) * (gain_offset + weight)`` over the last axis; any shape ``[..., D]``."""
 
-    def __init__(self, width: int, eps: float, *, fused: bool = False) -> None:
+    def __init__(self, width: int, eps: float, *, gain_offset: float = 0.0, fused: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self.gain_offset = gain_offset
         self.fused = fused
 
     def forward(self, x: Tensor) -> Tensor:
+        gain = self.weight + self.gain_offset if self.gain_offset else self.weight
         if self.fused:
-            return composite("odml.rms_norm", {"epsilon": self.eps}, self._normalize, x, self.weight)
-        return self._normalize(x, self.weight)
+            return composite("odml.rms_norm", {"epsilon": self.eps}, self._normalize, x, gain)
+        return self._normalize(x, gain)
 
-    def _normalize(self, x: Tensor, weight: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * weight
+    def _normalize(self, x: Tensor, gain: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * gain
 
 
 class LayerNorm(nn.Module):
@@ -43,10 +45,12 @@ class LayerNorm(nn.Module):
         return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def build_norm(config: NormConfig, width: int, *, fused: bool = False) -> nn.Module:
-    """The normalization that ``config`` describes, over vectors of ``width``."""
+def build_norm(config: NormConfig | None, width: int, *, fused: bool = False) -> nn.Module:
+    """The normalization that ``config`` describes, over vectors of ``width``; none leaves them as they are."""
+    if config is None:
+        return nn.Identity()
     match config.kind:
         case "rms":
-            return RMSNorm(width, config.eps, fused=fused)
+            return RMSNorm(width, config.eps, gain_offset=config.gain_offset, fused=fused)
         case "layer":
             return LayerNorm(width, config.eps)

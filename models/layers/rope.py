@@ -11,16 +11,23 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.authoring.config import Llama3Scaling, RopeConfig
+from models.authoring.config import Llama3Scaling, LongRopeScaling, RopeConfig
 
 
-def inverse_frequencies(config: RopeConfig) -> Tensor:
-    """Angle per position of each rotated pair, float64 ``[R/2]``: ``theta ** (-2k/R)``, then the scaling rule."""
+def inverse_frequencies(config: RopeConfig, positions: int = 0) -> Tensor:
+    """Angle per position of each rotated pair, float64 ``[R/2]``: ``theta ** (-2k/R)``, then the scaling rule.
+
+    ``positions`` is how many a session may have; LongRoPE chooses its regime by it.
+    """
     exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64, device="cpu") / config.rotary_dim
     frequencies = config.theta**-exponents
-    if config.scaling is None:
-        return frequencies
-    return _llama3(frequencies, config.scaling)
+    match config.scaling:
+        case None:
+            return frequencies
+        case Llama3Scaling():
+            return _llama3(frequencies, config.scaling)
+        case LongRopeScaling():
+            return frequencies / torch.tensor(factors(config.scaling, positions), dtype=torch.float64, device="cpu")
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
@@ -31,19 +38,38 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
     return keep * frequencies + (1 - keep) * frequencies / scaling.factor
 
 
+def factors(scaling: LongRopeScaling, positions: int) -> tuple[float, ...]:
+    """LongRoPE's (https://arxiv.org/abs/2402.13753) divisors for a session of up to ``positions``."""
+    return scaling.short_factors if positions <= scaling.original_max_positions else scaling.long_factors
+
+
 class RopeTables(nn.Module):
     """Positions ``[T]`` (any integer dtype) -> cosines and sines, each ``[T, R/2]``."""
 
     frequencies: Tensor
+    long_frequencies: Tensor
 
     def __init__(self, config: RopeConfig) -> None:
         super().__init__()
-        frequencies = inverse_frequencies(config).to(torch.get_default_dtype())
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.boundary: int | None = None
+        self.attention_factor = 1.0
+        self._register("frequencies", inverse_frequencies(config))
+        if isinstance(config.scaling, LongRopeScaling):
+            self.boundary = config.scaling.original_max_positions
+            self.attention_factor = config.scaling.attention_factor
+            self._register("long_frequencies", inverse_frequencies(config, self.boundary + 1))
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions.to(self.frequencies.dtype)[:, None] * self.frequencies[None, :]
-        return angles.cos(), angles.sin()
+    def _register(self, name: str, frequencies: Tensor) -> None:
+        self.register_buffer(name, frequencies.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, positions: Tensor, *, cache_length: int = 0) -> tuple[Tensor, Tensor]:
+        """``cache_length``: how many positions the session may have; LongRoPE's regime is fixed by it."""
+        long = self.boundary is not None and cache_length > self.boundary
+        frequencies = self.long_frequencies if long else self.frequencies
+        angles = positions.to(frequencies.dtype)[:, None] * frequencies[None, :]
+        if self.attention_factor == 1.0:
+            return angles.cos(), angles.sin()
+        return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
