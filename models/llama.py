@@ -19,7 +19,6 @@ from models.authoring.family import Family, Preset, decoder_sizes
 from models.authoring.hf_config import HFConfig
 from models.authoring.weight_map import Drop, Operation, Rename, Tie, per_layer
 
-
 ROTARY_BUFFER = Drop("model.layers.{}.self_attn.rotary_emb.inv_freq", "recomputed from the configuration")
 
 

@@ -228,6 +228,7 @@ FAMILY = Family(
                 "pad_token_id": 32000,
             },
             tiny={**_TINY, **decoder_sizes(96, 3, 6, 6, 256), **_tiny_longrope(8)},
+            tiny_prompts="regimes",
         ),
         Preset(
             name="phi-4-mini",
@@ -246,6 +247,7 @@ FAMILY = Family(
                 "pad_token_id": 199999,
             },
             tiny={**_TINY, **decoder_sizes(96, 3, 6, 2, 256), **_tiny_longrope(6)},
+            tiny_prompts="regimes",
         ),
     ),
 )

@@ -69,7 +69,7 @@ Recipes = Annotated[
     ),
 ]
 Rungs = Annotated[list[str] | None, typer.Option("--rung", help="Only this rung; repeatable.")]
-Prompts = Annotated[str, typer.Option("--prompts", help="Prompt set: short, long, or a .jsonl file.")]
+Prompts = Annotated[str | None, typer.Option("--prompts", help="Prompt set: short, long, regimes, or a .jsonl file.")]
 Prefill = Annotated[
     list[int] | None, typer.Option("--prefill", min=1, help="Length of a prefill signature; repeatable.")
 ]
@@ -110,7 +110,7 @@ def check(
     weights: WeightsOption = "tiny",
     recipe: Recipes = None,
     rung: Rungs = None,
-    prompts: Prompts = "short",
+    prompts: Prompts = None,
     prefill: Prefill = None,
     kv_cache: KVCache = None,
     golden: Annotated[bool, typer.Option("--golden", help="Gate on the recording, without the original.")] = False,
@@ -252,7 +252,7 @@ def rerender(
 def golden_record(
     names: Models,
     weights: WeightsOption = "tiny",
-    prompts: Prompts = "short",
+    prompts: Prompts = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace recordings that exist.")] = False,
     golden_dir: GoldenDir = None,
 ) -> None:
@@ -271,7 +271,7 @@ def golden_record(
 def golden_check(
     names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", autocompletion=_complete_models)] = None,
     weights: WeightsOption = "tiny",
-    prompts: Prompts = "short",
+    prompts: Prompts = None,
     golden_dir: GoldenDir = None,
 ) -> None:
     """Check that recordings are there, fresh and used; without names, every preset's."""
@@ -285,7 +285,7 @@ def golden_check(
         request = Request(model=model, weights=weights, prompts=prompts)
         try:
             verify_golden(request, store, _reporter())
-            typer.echo(f"fresh  {request.name}/{weights}/{prompts}")
+            typer.echo(f"fresh  {request.name}/{weights}/{request.prompt_set}")
         except GoldenError as error:
             problems += 1
             typer.echo(f"ERROR  {error}", err=True)

@@ -62,6 +62,10 @@ class TokenizedPrompt:
         """Positions at which rungs are compared: all of them."""
         return len(self.prompt) + len(self.continuation)
 
+    def until(self, generate: int) -> int:
+        """Cache slots that a session needs for the continuation and for ``generate`` free tokens, whichever is more."""
+        return len(self.prompt) + max(len(self.continuation), generate)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -76,11 +80,6 @@ class Inputs:
     def positions(self) -> int:
         """Compared positions of the whole set."""
         return sum(prompt.positions for prompt in self.prompts)
-
-    @property
-    def longest(self) -> int:
-        """Cache slots the longest prompt and its continuation need."""
-        return max(prompt.positions for prompt in self.prompts)
 
 
 def read_prompts(name: str) -> PromptSet:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from models.authoring.config import DecoderConfig
-from models.authoring.hf_config import HFConfig
 from models.errors import ModelError
 from models.registry import Model
 from parity import environment, isolated
-from parity.convert.plain import Export, conversion, default_cache_length, usable_prefill_lengths
+from parity.convert.plain import Export, FloatFile, conversion, default_cache_length, usable_prefill_lengths
 from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe
 from parity.errors import ParityError, PromptError, UsageError
@@ -83,13 +82,17 @@ class Rung:
 
 @dataclass(kw_only=True)
 class Ladder:
-    """Everything the rungs of one run share. ``generate`` tokens are generated freely after each prompt."""
+    """Everything the rungs of one run share. ``generate`` tokens are generated freely after each prompt.
+
+    There is one export for each cache length that the prompts need: one, or two where the frequencies of a session
+    depend on how long it gets (LongRoPE).
+    """
 
     model: Model
     weights: Weights
     inputs: Inputs
     plan: Plan
-    export: Export
+    exports: tuple[Export, ...]
     config: DecoderConfig
     generate: int
     scratch: Path
@@ -106,12 +109,12 @@ class Ladder:
         return 1 if self.small else environment.threads()
 
     @contextmanager
-    def converting(self) -> Iterator[isolated.Job[tuple[str, ...]] | None]:
-        """The conversion under way, when files are wanted and the model is small; it ends with the block."""
+    def converting(self) -> Iterator[isolated.Job[FloatFile] | None]:
+        """The first conversion under way, when files are wanted and the model is small; it ends with the block."""
         if not (self.plan.files and self.small):
             yield None
             return
-        with self._conversion() as job:
+        with self._conversion(self.exports[0]) as job:
             yield job
 
     def original(self) -> tuple[Recorded, Recorded]:
@@ -123,25 +126,25 @@ class Ladder:
         oracle = self.run(Original(self.weights.folder, "float64", self.threads))
         return oracle, self.run(Original(self.weights.folder, "float32", self.threads))
 
-    def rungs(self, converting: isolated.Job[tuple[str, ...]] | None) -> Iterator[Rung]:
+    def rungs(self, converting: isolated.Job[FloatFile] | None) -> Iterator[Rung]:
         """Every wanted rung below the original, as it finishes. What stops one is its cause, not the end of the run."""
         if self.plan.reauthored:
-            runner = Reauthored(self.model.family.name, self.weights.folder, self.export.cache_length, self.threads)
-            yield self._try(runner, {})
+            lengths = tuple(export.cache_length for export in self.exports)
+            yield self._try(Reauthored(self.model.family.name, self.weights.folder, lengths, self.threads), {})
         if not self.plan.files:
             return
-        file = self.scratch / "float.tflite"
         try:
-            with converting or self._conversion() as job, self.reporter.step("converting") as progress:
-                made = job.result(progress)
+            made = [self._convert(export, converting if export is self.exports[0] else None) for export in self.exports]
         except (ParityError, ModelError) as error:
             yield from (Rung(name, cause=str(error)) for name in self.plan.files)
             return
+        files = [finished.value for finished in made]
         if self.plan.float_file:
-            facts = {"convert_seconds": made.seconds, "convert_peak_rss_mb": made.peak_rss_mb}
-            yield self._try_file("float", file, facts)
+            seconds, peak = sum(f.seconds for f in made), max(f.peak_rss_mb for f in made)
+            facts = {"convert_seconds": seconds, "convert_peak_rss_mb": peak}
+            yield self._try_files("float", [file.path for file in files], facts)
         for recipe in self.plan.recipes:
-            yield self._try_recipe(recipe, file, made.value)
+            yield self._try_recipe(recipe, files)
 
     def run(self, runner: Runner) -> Recorded:
         """Record one rung and refuse a trace that is not one.
@@ -154,10 +157,13 @@ class Ladder:
         recorded.trace.check(self.inputs, self.config.vocab_size, runner.name)
         return recorded
 
-    def _conversion(self) -> isolated.Job[tuple[str, ...]]:
-        destination = self.scratch / "float.tflite"
-        job = conversion(self.model.family.name, self.weights.folder, self.export, destination)
-        return isolated.Job("converting", job)
+    def _conversion(self, export: Export) -> isolated.Job[FloatFile]:
+        destination = self.scratch / f"float_{export.cache_length}.tflite"
+        return isolated.Job("converting", conversion(self.model.family.name, self.weights.folder, export, destination))
+
+    def _convert(self, export: Export, under_way: isolated.Job[FloatFile] | None) -> isolated.Finished[FloatFile]:
+        with under_way or self._conversion(export) as job, self.reporter.step("converting") as progress:
+            return job.result(progress)
 
     def _try(self, runner: Runner, artifact: dict[str, Any]) -> Rung:
         try:
@@ -165,53 +171,89 @@ class Ladder:
         except (ParityError, ModelError) as error:
             return Rung(runner.name, artifact=artifact, cause=str(error))
 
-    def _try_recipe(self, recipe: Recipe, source: Path, names: tuple[str, ...]) -> Rung:
-        file = self.scratch / "quantized.tflite"
+    def _try_recipe(self, recipe: Recipe, files: Sequence[FloatFile]) -> Rung:
+        made = [file.path.with_name(f"quantized_{file.export.cache_length}.tflite") for file in files]
         try:
-            with self.reporter.step(f"quantizing to {recipe.name}") as progress:
-                done = quantize(source, names, recipe, file, progress)
-            return self._try_file(recipe.name, file, {"quantize_seconds": done.seconds, **summarize(done.value)})
+            done = []
+            for file, destination in zip(files, made, strict=True):
+                with self.reporter.step(f"quantizing to {recipe.name}") as progress:
+                    done.append(quantize(file.path, file.names, recipe, destination, progress))
+            facts = {"quantize_seconds": sum(finished.seconds for finished in done), **summarize(done[0].value)}
+            return self._try_files(recipe.name, made, facts)
         except (ParityError, ModelError) as error:
             return Rung(recipe.name, cause=str(error))
         finally:
-            file.unlink(missing_ok=True)
+            for path in made:
+                path.unlink(missing_ok=True)
 
-    def _try_file(self, name: str, path: Path, facts: dict[str, Any]) -> Rung:
+    def _try_files(self, name: str, paths: Sequence[Path], facts: dict[str, Any]) -> Rung:
         artifact = {
-            "bytes": path.stat().st_size,
-            "sha256": sha256_of([path]),
-            "signatures": [*(f"prefill_{length}" for length in self.export.prefill_lengths), "decode"],
-            "cache_length": self.export.cache_length,
+            "bytes": sum(path.stat().st_size for path in paths),
+            "sha256": sha256_of(paths),
+            "signatures": [*(f"prefill_{length}" for length in self.exports[0].prefill_lengths), "decode"],
+            "cache_length": self.exports[0].cache_length,
             **facts,
         }
-        return self._try(LiteRT(name, path, self.threads), artifact)
+        boundary = self.config.rope.boundary
+        if boundary is not None:
+            lengths = [export.cache_length for export in self.exports]
+            artifact["rope_regimes"] = {str(length): regime(length, boundary) for length in lengths}
+        return self._try(LiteRT(name, tuple(paths), self.threads), artifact)
+
+
+def regime(cache_length: int, boundary: int) -> str:
+    """The frequencies that an export of ``cache_length`` slots has on either side of a LongRoPE boundary."""
+    return "short" if cache_length <= boundary else "long"
 
 
 def fit(
-    model: Model,
-    weights: Weights,
-    inputs: Inputs,
-    prefill_lengths: Sequence[int],
-    cache_length: int | None,
-    generate: int,
-) -> tuple[DecoderConfig, Export]:
-    """The checkpoint's configuration, and an export whose cache holds the longest prompt and what follows it.
+    config: DecoderConfig, inputs: Inputs, prefill_lengths: Sequence[int], cache_length: int | None, generate: int
+) -> tuple[Export, ...]:
+    """The exports whose caches hold the prompts and what follows them.
 
     Raises:
-        PromptError: a prompt does not fit the cache, or has more positions than the model knows.
+        PromptError: a prompt does not fit the cache, has more positions than the model knows, or lies on both sides of
+            a boundary between frequencies.
         UsageError: a prefill length that does not fit the cache.
     """
-    config = model.family.config_from(HFConfig.load(weights.folder))
-    needed = max(inputs.longest, max(len(prompt.prompt) for prompt in inputs.prompts) + generate)
-    if needed > config.max_positions:
+    for prompt in inputs.prompts:
+        needed = prompt.until(generate)
+        if needed > config.max_positions:
+            raise PromptError(
+                f"prompt {prompt.id} and what follows it have {needed} positions, the model knows "
+                f"{config.max_positions}; choose other prompts"
+            )
+        if cache_length is not None and needed > cache_length:
+            raise PromptError(
+                f"prompt {prompt.id} and what follows it need {needed} cache slots, --kv-cache gives {cache_length}; "
+                "raise it, or choose other prompts"
+            )
+    lengths = _cache_lengths(config.rope.boundary, inputs, cache_length, generate)
+    return tuple(
+        Export(prefill_lengths=usable_prefill_lengths(prefill_lengths, length), cache_length=length)
+        for length in lengths
+    )
+
+
+def _cache_lengths(boundary: int | None, inputs: Inputs, cache_length: int | None, generate: int) -> list[int]:
+    """One length for all prompts, or one for those within a boundary and one for those beyond it."""
+    needed = {prompt.id: prompt.until(generate) for prompt in inputs.prompts}
+    if boundary is None:
+        return [cache_length or default_cache_length(max(needed.values()))]
+    within = [slots for slots in needed.values() if slots <= boundary]
+    beyond = [slots for slots in needed.values() if slots > boundary]
+    for prompt in inputs.prompts:
+        if len(prompt.prompt) <= boundary < needed[prompt.id]:
+            raise PromptError(
+                f"prompt {prompt.id} starts within {boundary} positions and ends at {needed[prompt.id]}; this model "
+                "has other frequencies beyond, an export has one set: choose prompts on either side (--prompts regimes)"
+            )
+    if cache_length is None:
+        short = [min(default_cache_length(max(within)), boundary)] if within else []
+        return short + ([default_cache_length(max(beyond))] if beyond else [])
+    if within and cache_length > boundary:
         raise PromptError(
-            f"the longest prompt of {inputs.name} and what follows it have {needed} positions, the model knows "
-            f"{config.max_positions}; choose other prompts"
+            f"an export of {cache_length} slots has the frequencies beyond {boundary} positions, and {len(within)} "
+            f"prompts stay within; lower --kv-cache to {boundary}, or leave it out"
         )
-    if cache_length is not None and needed > cache_length:
-        raise PromptError(
-            f"the longest prompt of {inputs.name} and what follows it need {needed} cache slots, --kv-cache gives "
-            f"{cache_length}; raise it, or choose other prompts"
-        )
-    length = cache_length or default_cache_length(needed)
-    return config, Export(prefill_lengths=usable_prefill_lengths(prefill_lengths, length), cache_length=length)
+    return [cache_length]

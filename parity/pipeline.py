@@ -31,26 +31,33 @@ from parity.weights import Weights, kind_of, resolve
 
 #: Prefill signatures of a check unless told otherwise. A short one: it cuts most prompts into pieces and pads the last.
 PREFILL_LENGTHS = (16,)
+DEFAULT_PROMPTS = "short"
 #: Tokens of free-running generation compared after each prompt.
 GENERATED_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to run. ``rungs`` names rungs or recipes; ``golden`` replaces the original by its recording."""
+    """What to run. ``rungs`` names rungs or recipes; ``golden`` replaces the original by its recording.
+
+    ``prompt_set`` is the set asked for, or the default: ``short``, or the one that shows a tiny model's quirks.
+    """
 
     model: Model
     weights: str = "tiny"
-    prompts: str = "short"
+    prompts: str | None = None
     rungs: Sequence[str] = ()
     recipes: Sequence[str] = ()
     prefill_lengths: Sequence[int] = PREFILL_LENGTHS
     cache_length: int | None = None
     golden: GoldenStore | None = None
     plan: Plan = field(init=False)
+    prompt_set: str = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plan", Plan.of(self.rungs, self.recipes))
+        default = self.model.preset.tiny_prompts if self.weights == "tiny" else DEFAULT_PROMPTS
+        object.__setattr__(self, "prompt_set", self.prompts or default)
 
     @property
     def name(self) -> str:
@@ -86,7 +93,7 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
     """
     isolated.preload(converter=False)
     weights = _weigh(request, reporter)
-    prompts = read_prompts(request.prompts)
+    prompts = read_prompts(request.prompt_set)
     path = store.of(request.name, weights, prompts.name).path
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give --overwrite to replace it")
@@ -150,7 +157,7 @@ def _weigh(request: Request, reporter: Reporter) -> Weights:
 
 
 def _read(request: Request, weights: Weights, reporter: Reporter) -> Inputs:
-    prompts = read_prompts(request.prompts)
+    prompts = read_prompts(request.prompt_set)
     vocab_size = request.model.family.config_from(HFConfig.load(weights.folder)).vocab_size
     with reporter.step("tokenizing"):
         return tokenize(prompts, weights.folder, vocab_size)
@@ -159,13 +166,14 @@ def _read(request: Request, weights: Weights, reporter: Reporter) -> Inputs:
 def _ladder(
     request: Request, weights: Weights, inputs: Inputs, generate_tokens: int, scratch: Path, reporter: Reporter
 ) -> Ladder:
-    config, export = fit(request.model, weights, inputs, request.prefill_lengths, request.cache_length, generate_tokens)
+    config = request.model.family.config_from(HFConfig.load(weights.folder))
+    exports = fit(config, inputs, request.prefill_lengths, request.cache_length, generate_tokens)
     return Ladder(
         model=request.model,
         weights=weights,
         inputs=inputs,
         plan=request.plan,
-        export=export,
+        exports=exports,
         config=config,
         generate=generate_tokens,
         scratch=scratch,
@@ -190,7 +198,7 @@ class _Findings:
         self.began = time.perf_counter()
         self.reference = "golden" if request.golden else "original64"
         self.weights: dict[str, Any] = {"kind": kind_of(request.weights), "sha256": None, "revision": None}
-        self.prompt_set: dict[str, Any] = {"name": request.prompts, "sha256": None, "prompts": 0, "positions": 0}
+        self.prompt_set: dict[str, Any] = {"name": request.prompt_set, "sha256": None, "prompts": 0, "positions": 0}
         self.rungs: list[RungRecord] = []
         self.edges: list[Edge] = []
         self.generation: list[dict[str, Any]] = []

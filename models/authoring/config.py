@@ -54,6 +54,11 @@ class RopeConfig:
     rotary_dim: int
     scaling: Llama3Scaling | LongRopeScaling | None = None
 
+    @property
+    def boundary(self) -> int | None:
+        """Positions up to which a session has other frequencies than beyond, if there is such a boundary."""
+        return self.scaling.original_max_positions if isinstance(self.scaling, LongRopeScaling) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:

@@ -21,7 +21,8 @@ class Preset:
     """A published size.
 
     ``config`` holds the published ``config.json`` values; ``tiny`` what shrinks them while keeping every quirk;
-    ``parameters`` the published total; ``repo`` and ``revision`` where the weights are.
+    ``parameters`` the published total; ``repo`` and ``revision`` where the weights are. ``tiny_prompts`` names the
+    prompt set that shows the tiny twin's quirks.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Preset:
     parameters: int
     config: Mapping[str, Any]
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    tiny_prompts: str = "short"
 
     def values(self, *, tiny: bool = False) -> dict[str, Any]:
         """The ``config.json`` of the published size, or of its tiny twin."""

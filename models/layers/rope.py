@@ -51,13 +51,12 @@ class RopeTables(nn.Module):
 
     def __init__(self, config: RopeConfig) -> None:
         super().__init__()
-        self.boundary: int | None = None
+        self.boundary = config.boundary
         self.attention_factor = 1.0
         self._register("frequencies", inverse_frequencies(config))
         if isinstance(config.scaling, LongRopeScaling):
-            self.boundary = config.scaling.original_max_positions
             self.attention_factor = config.scaling.attention_factor
-            self._register("long_frequencies", inverse_frequencies(config, self.boundary + 1))
+            self._register("long_frequencies", inverse_frequencies(config, config.scaling.original_max_positions + 1))
 
     def _register(self, name: str, frequencies: Tensor) -> None:
         self.register_buffer(name, frequencies.to(torch.get_default_dtype()), persistent=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from models.authoring.hf_config import HFConfig
 from models.registry import Model
 from parity import isolated
-from parity.convert.plain import Export, convert, file_name
+from parity.convert.plain import Export, FloatFile, convert, file_name
 from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import Recipe, get_recipe
 from parity.errors import UsageError
@@ -67,8 +67,8 @@ def to_file(
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=destination.parent) as scratch:
         made = Path(scratch) / "float.tflite"
         with reporter.step("converting") as progress:
-            names = convert(model.family.name, checkpoint.folder, export, made, progress).value
-        made, notes = _quantized(made, names, chosen, reporter) if chosen else (made, ())
+            float_file = convert(model.family.name, checkpoint.folder, export, made, progress).value
+        made, notes = _quantized(float_file, chosen, reporter) if chosen else (made, ())
         signatures = isolated.run("reading the file", partial(_signatures, made)).value
         with whole_file(destination) as temporary:
             made.replace(temporary)
@@ -79,12 +79,10 @@ def _is_folder(output: Path) -> bool:
     return output.is_dir() or output.suffix != ".tflite"
 
 
-def _quantized(
-    source: Path, names: tuple[str, ...], recipe: Recipe, reporter: Reporter
-) -> tuple[Path, tuple[str, ...]]:
-    destination = source.with_name("quantized.tflite")
+def _quantized(source: FloatFile, recipe: Recipe, reporter: Reporter) -> tuple[Path, tuple[str, ...]]:
+    destination = source.path.with_name("quantized.tflite")
     with reporter.step(f"quantizing to {recipe.name}") as progress:
-        facts = summarize(quantize(source, names, recipe, destination, progress).value)
+        facts = summarize(quantize(source.path, source.names, recipe, destination, progress).value)
     counts = ", ".join(f"{count} {precision}" for precision, count in facts["weights"].items())
     exceptions = (f"{e['weight']}: {e['precision']}, not {e['asked']}" for e in facts["exceptions"])
     return destination, (f"weights: {counts}", *exceptions)

@@ -34,12 +34,19 @@ class Export:
             )
 
 
+@dataclass(frozen=True)
+class FloatFile:
+    """A converted file: what it was exported as, and the names of its weights in file order."""
+
+    path: Path
+    export: Export
+    names: tuple[str, ...]
+
+
 def convert(
     family: str, folder: Path, export: Export, destination: Path, on_progress: isolated.Progress | None = None
-) -> isolated.Finished[tuple[str, ...]]:
+) -> isolated.Finished[FloatFile]:
     """Convert the checkpoint ``folder`` to the float file ``destination``, whole or not at all.
-
-    The result names the file's weights in file order.
 
     Raises:
         ModelError, ParityError: the checkpoint is not usable, or the converter failed.
@@ -47,14 +54,12 @@ def convert(
     return isolated.run("converting", conversion(family, folder, export, destination), on_progress)
 
 
-def conversion(family: str, folder: Path, export: Export, destination: Path) -> partial[tuple[str, ...]]:
+def conversion(family: str, folder: Path, export: Export, destination: Path) -> partial[FloatFile]:
     """The conversion as a job, to be started while other rungs run."""
     return partial(_convert, family, folder, export, destination)
 
 
-def _convert(
-    family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress
-) -> tuple[str, ...]:
+def _convert(family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress) -> FloatFile:
     import gc
 
     import litert_torch
@@ -82,7 +87,7 @@ def _convert(
     converted = converter.convert(strict_export=False)
     with whole_file(destination) as temporary:
         converted.export(str(temporary))
-    return name_weights(destination, dict(model.named_parameters()))
+    return FloatFile(destination, export, name_weights(destination, dict(model.named_parameters())))
 
 
 def file_name(model: str, precision: str, export: Export) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from parity import isolated
+from parity.errors import RungError
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.trace import Logits, PromptTrace, Trace
 
@@ -19,11 +20,26 @@ from parity.trace import Logits, PromptTrace, Trace
 class Session(Protocol):
     """A loaded model with one key/value cache."""
 
-    def prefill(self, tokens: Sequence[int]) -> Logits:
-        """Start over with ``tokens`` at positions 0..T-1; logits ``[T, V]`` at every one of them."""
+    def prefill(self, tokens: Sequence[int], until: int) -> Logits:
+        """Start over with ``tokens`` at positions 0..T-1; logits ``[T, V]`` at every one of them.
+
+        ``until`` is how many positions the session will have in the end.
+        """
 
     def decode(self, token: int) -> Logits:
         """One more token through the cache; logits ``[V]``."""
+
+
+def shortest(cache_lengths: Iterable[int], until: int) -> int:
+    """The shortest cache that holds a session of ``until`` positions.
+
+    Raises:
+        RungError: none does.
+    """
+    holding = [length for length in cache_lengths if length >= until]
+    if not holding:
+        raise RungError(f"a session of {until} positions does not fit a cache of {max(cache_lengths, default=0)}")
+    return min(holding)
 
 
 class Runner(Protocol):
@@ -76,7 +92,8 @@ def _record(runner: Runner, inputs: Inputs, path: Path, generate: int, progress:
 
 def _answer(session: Session, prompt: TokenizedPrompt, generate: int) -> Iterator[PromptTrace]:
     """Teacher forcing, then free running. Yields after every call of the model; the last one is complete."""
-    prefill = session.prefill(prompt.prompt)
+    until = prompt.until(generate)
+    prefill = session.prefill(prompt.prompt, until)
     decoded: list[Logits] = []
     empty = np.empty((0, prefill.shape[-1]), prefill.dtype)
     yield PromptTrace(prefill, empty)
@@ -89,7 +106,7 @@ def _answer(session: Session, prompt: TokenizedPrompt, generate: int) -> Iterato
         return
     ids: list[int] = []
     margins: list[float] = []
-    logits = session.prefill(prompt.prompt)[-1]
+    logits = session.prefill(prompt.prompt, until)[-1]
     while True:
         second, best = np.argpartition(logits, -2)[-2:]
         ids.append(int(best))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parity.errors import RungError
+from parity.runners.base import Session
 from parity.trace import Logits
 
 
@@ -25,11 +27,17 @@ class Original:
         return "original64" if self.precision == "float64" else "original"
 
     @contextmanager
-    def open(self) -> Iterator[OriginalSession]:
+    def open(self) -> Iterator[Session]:
         """Load with the library's own reader, which must place every tensor and initialize none."""
         import torch
 
         torch.set_num_threads(self.threads)
+        if _model_type(self.folder) == "openelm":  # not in transformers, and the published code no longer runs
+            from parity.runners.openelm import OpenELMSession
+
+            with torch.no_grad():
+                yield OpenELMSession(self.folder, getattr(torch, self.precision))
+            return
         with torch.no_grad(), everything_float64() if self.precision == "float64" else nullcontext():
             yield OriginalSession(self._load(getattr(torch, self.precision)))
 
@@ -54,6 +62,10 @@ class Original:
         return model.eval()
 
 
+def _model_type(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+
+
 class OriginalSession:
     """The model and its cache."""
 
@@ -61,7 +73,7 @@ class OriginalSession:
         self.model = model
         self.cache: Any = None
 
-    def prefill(self, tokens: Sequence[int]) -> Logits:
+    def prefill(self, tokens: Sequence[int], until: int) -> Logits:  # noqa: ARG002  (its cache grows as it must)
         self.cache = None
         return self._run(tokens)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parity.runners.base import shortest
 from parity.trace import Logits
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Reauthored:
 
     family: str
     folder: Path
-    cache_length: int
+    cache_lengths: tuple[int, ...]
     threads: int = 1
     name: str = "reauthored"
 
@@ -36,20 +37,20 @@ class Reauthored:
         torch.set_num_threads(self.threads)
         model = registry.family(self.family).load(self.folder)
         with torch.inference_mode():
-            yield ReauthoredSession(model, self.cache_length)
+            yield ReauthoredSession(model, self.cache_lengths)
 
 
 class ReauthoredSession:
-    """The model and its cache."""
+    """The model and its cache: the shortest of ``cache_lengths`` that holds the session."""
 
-    def __init__(self, model: DecoderOnlyModel, cache_length: int) -> None:
+    def __init__(self, model: DecoderOnlyModel, cache_lengths: Sequence[int]) -> None:
         self.model = model
-        self.cache_length = cache_length
+        self.cache_lengths = cache_lengths
         self.cache: dict[str, Tensor] = {}
         self.position = 0
 
-    def prefill(self, tokens: Sequence[int]) -> Logits:
-        self.cache = self.model.empty_cache(self.cache_length)
+    def prefill(self, tokens: Sequence[int], until: int) -> Logits:
+        self.cache = self.model.empty_cache(shortest(self.cache_lengths, until))
         self.position = 0
         return self._run(tokens)
 

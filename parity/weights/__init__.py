@@ -22,7 +22,7 @@ from models.registry import Model
 from parity import isolated
 from parity.errors import UsageError, WeightsError
 from parity.files import sha256_of, whole_folder
-from parity.weights.draw import Drawn, plan, write_safetensors
+from parity.weights.draw import Drawn, Manner, plan, write_safetensors
 
 KINDS = ("tiny", "synthetic", "hub", "path")
 #: Bytes of weights in one shard of a synthetic checkpoint.
@@ -137,7 +137,12 @@ def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *,
     shapes = {name: tuple(t.shape) for name, t in original_layout(meta, model.family.weight_map(config)).items()}
     seed = f"{model.name}/{'tiny' if tiny else 'synthetic'}"
     dtype = str(values["torch_dtype"])
-    shards = _shards(plan(shapes, seed), itemsize=4 if dtype == "float32" else 2)
+    manner = Manner(
+        gain_offset=config.final_norm.gain_offset,
+        embedding_scale=config.embedding_scale,
+        post_norms=config.blocks[0].post_attention_norm is not None,
+    )
+    shards = _shards(plan(shapes, seed, manner), itemsize=4 if dtype == "float32" else 2)
     for number, (name, tensors) in enumerate(shards.items()):
         progress(number, len(shards))
         write_safetensors(folder / name, tensors, dtype=dtype, seed=seed)

@@ -43,9 +43,11 @@ CHUNK = 1 << 22
 
 _SUM_MEAN = 2 * 65535  # of four uniform 16-bit integers
 _SUM_STD = math.sqrt(4 * (65536**2 - 1) / 12)
-_WRITES_TO_STREAM = re.compile(r"\.(o_proj|down_proj)\.")
-_READS_QUERY_OR_KEY = re.compile(r"\.(q_proj|k_proj)\.")
-_TABLE = re.compile(r"(^|\.)(embed_tokens|lm_head)\.")
+_WRITES_TO_STREAM = re.compile(r"\.(o_proj|down_proj|dense|fc2|out_proj|proj_2)\.")
+_READS_QUERY_OR_KEY = re.compile(r"\.(q_proj|k_proj|qkv_proj)\.")
+_TABLE = re.compile(r"(^|\.)(embed_tokens|lm_head|token_embeddings)\.")
+#: Norms of what a block adds to the stream; they, not the matrices before them, decide how much that is.
+_POST_NORM = re.compile(r"\.(post_attention_layernorm|post_feedforward_layernorm)\.")
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -65,28 +67,48 @@ class Drawn:
     outlier_rows: tuple[int, ...] = ()
 
 
-def plan(layout: Mapping[str, tuple[int, ...]], seed: str) -> list[Drawn]:
-    """How every tensor of a checkpoint is drawn, from the published names and shapes alone."""
-    width = next(shape[-1] for name, shape in layout.items() if _TABLE.search(name))
-    outliers = _outlier_channels(width, seed)
-    return [_planned(name, shape, outliers) for name, shape in layout.items()]
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """What of a model's arithmetic the drawing must know.
+
+    ``gain_offset`` is added to stored gains by the model, ``embedding_scale`` multiplies its embedded tokens;
+    ``post_norms`` says that it normalizes what a block adds.
+    """
+
+    gain_offset: float = 0.0
+    embedding_scale: float = 1.0
+    post_norms: bool = False
 
 
-def _planned(name: str, shape: tuple[int, ...], outliers: tuple[int, ...]) -> Drawn:
+def plan(layout: Mapping[str, tuple[int, ...]], seed: str, manner: Manner) -> list[Drawn]:
+    """How every tensor of a checkpoint is drawn, from the published names and shapes."""
+    table = next(shape for name, shape in layout.items() if _TABLE.search(name))
+    outliers = _outlier_channels(table[-1], seed)
+    # Embeddings that are scaled up must not drown what the blocks write: the model would repeat its input.
+    embedded = _logit_std(table[0]) / _heard(table[-1]) * manner.embedding_scale
+    strength = round(max(1.0, 3 * embedded), 3)
+    return [_planned(name, shape, outliers, strength, manner) for name, shape in layout.items()]
+
+
+def _planned(name: str, shape: tuple[int, ...], outliers: tuple[int, ...], strength: float, manner: Manner) -> Drawn:
     if name.endswith(".bias"):
         return Drawn(name, shape, "vector", 0.2)
+    layer = _LAYER.search(name)
+    written = strength if layer is None or int(layer[1]) == 0 else strength * LATER_BLOCKS
     if len(shape) == 1:
-        return Drawn(name, shape, "vector", 0.1, centre=1.0)
+        gain = written if manner.post_norms and _POST_NORM.search(name) else 1.0
+        return Drawn(name, shape, "vector", 0.1 * gain, centre=gain - manner.gain_offset)
     if _WRITES_TO_STREAM.search(name):
-        layer = _LAYER.search(name)
-        strength = 1.0 if layer is None or int(layer[1]) == 0 else LATER_BLOCKS
-        return Drawn(name, shape, "writer", strength / math.sqrt(shape[-1]), outlier_rows=outliers)
-    # A unit signal in the subspace comes out of a row of unit elements this much larger.
-    width = shape[-1]
-    heard = math.sqrt((width**2 + NOISE**2 * width) / (RANK + NOISE**2))
+        return Drawn(name, shape, "writer", written / math.sqrt(shape[-1]), outlier_rows=outliers)
     if _TABLE.search(name):
-        return Drawn(name, shape, "reader", _logit_std(shape[0]) / heard)
-    return Drawn(name, shape, "reader", (SCORE_CONTRAST if _READS_QUERY_OR_KEY.search(name) else 1.0) / heard)
+        return Drawn(name, shape, "reader", _logit_std(shape[0]) / _heard(shape[-1]))
+    contrast = SCORE_CONTRAST if _READS_QUERY_OR_KEY.search(name) else 1.0
+    return Drawn(name, shape, "reader", contrast / _heard(shape[-1]))
+
+
+def _heard(width: int) -> float:
+    """How much larger than a unit signal in the subspace it comes out of a row of unit elements."""
+    return math.sqrt((width**2 + NOISE**2 * width) / (RANK + NOISE**2))
 
 
 def _logit_std(vocabulary: int) -> float:

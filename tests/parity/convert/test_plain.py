@@ -46,8 +46,8 @@ def _operators(path: Path) -> set[str]:
 
 
 def _logits(path: Path) -> np.ndarray:
-    with LiteRT("float", path, 1).open() as session:
-        prefill = session.prefill(TOKENS)
+    with LiteRT("float", (path,), 1).open() as session:
+        prefill = session.prefill(TOKENS, 20)
         return np.concatenate([prefill, [session.decode(token) for token in (5, 6, 7)]])
 
 
@@ -82,10 +82,10 @@ def test_signatures_have_the_contract_s_names_and_shapes(files: tuple[Path, Path
 
 def test_prefill_in_pieces_equals_prefill_token_by_token(files: tuple[Path, Path]) -> None:
     """Chunks, padding and single decodes fill the same cache: later logits agree to rounding."""
-    with LiteRT("float", files[0], 1).open() as session:
-        pieces = session.prefill(TOKENS)
+    with LiteRT("float", (files[0],), 1).open() as session:
+        pieces = session.prefill(TOKENS, 20)
         after_pieces = session.decode(5)
-        session.prefill(TOKENS[:1])
+        session.prefill(TOKENS[:1], 20)
         singles = [session.decode(token) for token in TOKENS[1:]]
         after_singles = session.decode(5)
     np.testing.assert_allclose(pieces[1:], singles, rtol=0, atol=2e-5 * np.abs(pieces).max())

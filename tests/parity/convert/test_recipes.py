@@ -1,7 +1,6 @@
 """Recipes by name, by the quantizer's own name, by file; what came out is looked at before anyone ships it."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import registry
-from parity.convert.plain import Export, convert
+from parity.convert.plain import Export, FloatFile, convert
 from parity.convert.quantize import inspect, quantize, summarize
 from parity.convert.recipes import RECIPES, entries, get_recipe, weight_bits
 from parity.errors import RungError, UsageError
@@ -21,16 +20,9 @@ ATTENTION = tuple(f"attention.{part}_proj" for part in "qkvo")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-@dataclass(frozen=True)
-class FloatFile:
-    """A converted file and the names of its weights."""
-
-    path: Path
-    names: tuple[str, ...]
-
-    def quantized(self, recipe: str, destination: Path) -> dict[str, Any]:
-        """What a recipe made of it."""
-        return summarize(quantize(self.path, self.names, get_recipe(recipe), destination).value)
+def apply(file: FloatFile, recipe: str, destination: Path) -> dict[str, Any]:
+    """What a recipe made of a file."""
+    return summarize(quantize(file.path, file.names, get_recipe(recipe), destination).value)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +30,7 @@ def float_file(tmp_path_factory: pytest.TempPathFactory) -> FloatFile:
     """A float file whose widths (144 and 384) are no multiples of every block."""
     path = tmp_path_factory.mktemp("convert") / "float.tflite"
     export = Export(prefill_lengths=(8,), cache_length=32)
-    finished = convert("llama", resolve(registry.get("smollm-135m"), "tiny").folder, export, path)
-    return FloatFile(path, finished.value)
+    return convert("llama", resolve(registry.get("smollm-135m"), "tiny").folder, export, path).value
 
 
 @pytest.fixture
@@ -61,7 +52,7 @@ def test_named_recipes_store_what_they_say(
     float_file: FloatFile, quantized: Path, name: str, bits: int, expected: set[str]
 ) -> None:
     """Every weight of every layer has the recipe's precision, nothing is left over."""
-    facts = float_file.quantized(name, quantized)
+    facts = apply(float_file, name, quantized)
     assert set(facts["weights"]) == expected
     assert facts["exceptions"] == []
     assert weight_bits(get_recipe(name)) == bits
@@ -70,7 +61,7 @@ def test_named_recipes_store_what_they_say(
 
 def test_a_width_that_no_block_divides_is_reported(float_file: FloatFile, quantized: Path) -> None:
     """144 is no multiple of 32: those weights stay float32, by name; 384 is, and gets its blocks."""
-    facts = float_file.quantized("dynamic_int4_block32", quantized)
+    facts = apply(float_file, "dynamic_int4_block32", quantized)
     assert set(facts["weights"]) == {"float32", "int4 block 32"}
     kept = {row["weight"]: row for row in facts["exceptions"]}
     assert kept["blocks.1.attention.q_proj"]["precision"] == "float32"
@@ -82,8 +73,8 @@ def test_the_next_smaller_block_is_used_and_reported(tmp_path: Path, quantized: 
     """96 is no multiple of 128 but of 32; the smaller block is never less accurate, and is said."""
     source = tmp_path / "float.tflite"
     folder = resolve(registry.get("amd-llama-135m"), "tiny").folder
-    names = convert("llama", folder, Export(prefill_lengths=(8,), cache_length=32), source).value
-    facts = FloatFile(source, names).quantized("dynamic_int4_block128", quantized)
+    file = convert("llama", folder, Export(prefill_lengths=(8,), cache_length=32), source).value
+    facts = apply(file, "dynamic_int4_block128", quantized)
     assert set(facts["weights"]) == {"int4 block 32", "int4 block 128"}
     assert {row["asked"] for row in facts["exceptions"]} == {"int4 block 128"}
     assert {row["precision"] for row in facts["exceptions"]} == {"int4 block 32"}
@@ -95,7 +86,7 @@ def test_library_names_and_files_are_recipes(float_file: FloatFile, quantized: P
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(entries(RECIPES["dynamic_int8"]), default=str))
     assert get_recipe(str(path)).name == "mine"
-    assert set(float_file.quantized(str(path), quantized)["weights"]) == {"int8 channelwise"}
+    assert set(apply(float_file, str(path), quantized)["weights"]) == {"int8 channelwise"}
 
 
 @pytest.mark.parametrize("name", ["dynamic_int9", "os", "static_wi8_ai8", "missing.json", "AlgorithmName"])
@@ -119,7 +110,7 @@ def test_a_recipe_that_matches_nothing_is_an_error(float_file: FloatFile, quanti
     rules = entries(RECIPES["dynamic_int8"])
     path.write_text(json.dumps([{**rule, "regex": "no such layer"} for rule in rules], default=str))
     with pytest.raises(RungError, match="left every weight in float32"):
-        float_file.quantized(str(path), quantized)
+        apply(float_file, str(path), quantized)
     assert not quantized.exists()
 
 
@@ -128,7 +119,7 @@ def test_scales_the_runtime_refuses_are_refused_here(float_file: FloatFile, quan
     """A block scale that is zero, subnormal or NaN in float16 is found, with the tensor's name."""
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-    float_file.quantized("dynamic_int4_block32", quantized)
+    apply(float_file, "dynamic_int4_block32", quantized)
     list(inspect(quantized, float_file.names))
     model = tfl_flatbuffer_utils.read_model(str(quantized))
     subgraph = model.subgraphs[0]

@@ -81,7 +81,7 @@ def test_oracle_equals_an_independent_float64_computation(name: str) -> None:
     folder = resolve(model, "tiny").folder
     expected = independent_llama(folder, model.preset.values(tiny=True), TOKENS)
     with Original(folder, "float64").open() as session:
-        prefill = session.prefill(TOKENS[:12])
+        prefill = session.prefill(TOKENS[:12], len(TOKENS))
         decode = np.stack([session.decode(token) for token in TOKENS[12:]])
     assert prefill.dtype == decode.dtype == np.float64
     assert distance(np.concatenate([prefill, decode]), expected) < 1e-13

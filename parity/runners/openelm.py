@@ -1,0 +1,102 @@
+"""OpenELM as its paper and its published tensors describe it: the original rung where transformers has none.
+
+Independent on purpose: plain tensor operations, the published names, no code shared with ``models/`` (a test asserts
+it). As in the published code, cached keys are not rotated; all of them are, at every step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parity.trace import Logits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EPSILON = 1e-6
+
+
+class OpenELMSession:
+    """The weights of ``folder`` in ``dtype``, and the keys and values of the tokens so far."""
+
+    def __init__(self, folder: Path, dtype: Any) -> None:
+        from safetensors.torch import load_file
+
+        self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        files = sorted(folder.glob("*.safetensors"))
+        self.weights = {name: tensor.to(dtype) for file in files for name, tensor in load_file(file).items()}
+        self.head_dim = int(self.config["head_dim"])
+        self.layers = int(self.config["num_transformer_layers"])
+        self.dtype = dtype
+        self.past: list[tuple[Tensor, Tensor]] = []
+
+    def prefill(self, tokens: Sequence[int], until: int) -> Logits:  # noqa: ARG002  (its cache grows as it must)
+        self.past = []
+        return self._run(tokens)
+
+    def decode(self, token: int) -> Logits:
+        logits: Logits = self._run([token])[0]
+        return logits
+
+    def _run(self, tokens: Sequence[int]) -> Logits:
+        import torch
+
+        table = self.weights["transformer.token_embeddings.weight"]
+        stream = table[torch.tensor(tokens)]
+        seen = self.past
+        self.past = []
+        for layer in range(self.layers):
+            past = seen[layer] if seen else None
+            stream = stream + self._attention(layer, self._norm(stream, f"layers.{layer}.attn_norm"), past)
+            hidden = self._norm(stream, f"layers.{layer}.ffn_norm") @ self._weight(layer, "ffn.proj_1").T
+            activated, linear = hidden.chunk(2, dim=-1)
+            stream = stream + (activated * torch.sigmoid(activated) * linear) @ self._weight(layer, "ffn.proj_2").T
+        logits: Logits = (self._norm(stream, "norm") @ table.T).numpy()
+        return logits
+
+    def _weight(self, layer: int, name: str) -> Tensor:
+        return self.weights[f"transformer.layers.{layer}.{name}.weight"]
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        gain = self.weights[f"transformer.{name}.weight"]
+        return x / (x.square().mean(-1, keepdim=True) + EPSILON).sqrt() * gain
+
+    def _attention(self, layer: int, x: Tensor, past: tuple[Tensor, Tensor] | None) -> Tensor:
+        """``[T, D]`` -> ``[T, D]`` over everything seen so far; keeps the layer's unrotated keys and its values."""
+        import torch
+
+        rows = x @ self._weight(layer, "attn.qkv_proj").T
+        heads = rows.view(len(x), -1, self.head_dim)
+        query_width = self._weight(layer, "attn.out_proj").shape[1]
+        queries = query_width // self.head_dim
+        shared = (heads.shape[1] - queries) // 2
+        query, key, value = torch.split(heads, [queries, shared, shared], dim=1)
+        query = self._norm(query, f"layers.{layer}.attn.q_norm")
+        key = self._norm(key, f"layers.{layer}.attn.k_norm")
+        if past is not None:
+            key, value = torch.cat([past[0], key]), torch.cat([past[1], value])
+        self.past.append((key, value))
+        total, new = len(key), len(query)
+        query, key = self._rotate(query, total - new), self._rotate(key, 0)
+        attended = torch.empty_like(query)
+        future = torch.arange(total)[None, :] > torch.arange(total - new, total)[:, None]
+        for head in range(queries):
+            of = head // (queries // shared)
+            scores = query[:, head] @ key[:, of].T / math.sqrt(self.head_dim)
+            attended[:, head] = scores.masked_fill(future, -math.inf).softmax(-1) @ value[:, of]
+        return attended.reshape(new, query_width) @ self._weight(layer, "attn.out_proj").T
+
+    def _rotate(self, x: Tensor, start: int) -> Tensor:
+        """Heads ``[T, N, H]`` at positions from ``start`` on; the first half of a head pairs with the second."""
+        import torch
+
+        half = self.head_dim // 2
+        base = float(self.config["rope_freq_constant"])
+        frequencies = base ** (-torch.arange(half, dtype=self.dtype) / half)
+        angles = torch.arange(start, start + len(x), dtype=self.dtype)[:, None, None] * frequencies
+        a, b = x[..., :half], x[..., half:]
+        return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], dim=-1)
