@@ -154,7 +154,7 @@ FAMILY = Family(
             repo="google/gemma-2b",
             parameters=2_506_172_416,
             config={**_GEMMA, **decoder_sizes(2048, 18, 8, 1, 16384)},
-            tiny={**_TINY, **decoder_sizes(96, 3, 6, 1, 384), "head_dim": 16},
+            tiny={**_TINY, **decoder_sizes(96, 3, 8, 1, 384), "head_dim": 16},
         ),
         Preset(
             name="gemma-7b",
@@ -173,7 +173,7 @@ FAMILY = Family(
             # A window of five and small caps, so that every prompt crosses and feels them.
             tiny={
                 **_TINY,
-                **decoder_sizes(96, 3, 6, 2, 384),
+                **decoder_sizes(96, 3, 6, 3, 384),
                 "head_dim": 16,
                 "query_pre_attn_scalar": 24,
                 "sliding_window": 5,

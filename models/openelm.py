@@ -130,9 +130,9 @@ def _sizes(width: int, layers: int, head_dim: int) -> dict[str, int]:
     return {"model_dim": width, "num_transformer_layers": layers, "head_dim": head_dim}
 
 
-def _tiny(layers: int, groups: int = 2) -> dict[str, object]:
-    """Three or four layers whose head counts and widths all differ."""
-    return {**_sizes(96, layers, 8), "num_gqa_groups": groups, "ffn_dim_divisor": 32, "vocab_size": 320}
+def _tiny(width: int, layers: int) -> dict[str, object]:
+    """A few layers whose head counts and widths differ."""
+    return {**_sizes(width, layers, 8), "ffn_dim_divisor": 32, "vocab_size": 320}
 
 
 FAMILY = Family(
@@ -145,28 +145,28 @@ FAMILY = Family(
             repo="apple/OpenELM-270M",
             parameters=271_527_168,
             config={**_BASE, **_sizes(1280, 16, 64)},
-            tiny=_tiny(3),
+            tiny=_tiny(96, 3),
         ),
         Preset(
             name="openelm-450m",
             repo="apple/OpenELM-450M",
             parameters=457_179_136,
             config={**_BASE, **_sizes(1536, 20, 64)},
-            tiny=_tiny(4),
+            tiny=_tiny(96, 4),
         ),
         Preset(
             name="openelm-1.1b",
             repo="apple/OpenELM-1_1B",
             parameters=1_079_891_456,
             config={**_BASE, **_sizes(2048, 28, 64)},
-            tiny=_tiny(3, groups=4),
+            tiny=_tiny(128, 3),
         ),
         Preset(
             name="openelm-3b",
             repo="apple/OpenELM-3B",
             parameters=3_036_647_424,
             config={**_BASE, **_sizes(3072, 36, 128)},
-            tiny=_tiny(4, groups=4),
+            tiny=_tiny(128, 4),
         ),
     ),
 )
