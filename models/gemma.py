@@ -6,12 +6,13 @@ Papers: https://arxiv.org/abs/2403.08295, https://arxiv.org/abs/2408.00118. Orig
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from models.authoring.config import AttentionConfig, BlockConfig, DecoderConfig, MLPConfig, NormConfig
-from models.authoring.family import Family, Preset, decoder_sizes
+from models.authoring.family import Family, Layout, Preset, decoder_sizes
 from models.authoring.hf_config import HFConfig
-from models.authoring.weight_map import Operation, Rename, per_layer
+from models.authoring.weight_map import Drop, Operation, Rename, Split, Tie, per_layer
+from models.errors import CheckpointError
 from models.llama import embedding_and_head, projections
 
 
@@ -101,6 +102,29 @@ def weight_map(config: DecoderConfig) -> Iterator[Operation]:
     """Published tensors to parameters: Llama's names, and Gemma 2's two more norms a layer."""
     yield from embedding_and_head(config)
     yield Rename("model.norm.weight", "head.norm.weight")
+    yield from per_layer([*_norms(config), *projections(config.blocks[0])], len(config.blocks))
+
+
+def kaggle_weight_map(config: DecoderConfig, names: Collection[str]) -> Iterator[Operation]:
+    """``gemma_pytorch``'s tensors to parameters: the published names, but for the table and the fused q, k and v."""
+    for name in names:
+        leaf = name.rpartition(".")[2]
+        if leaf == "weight_scaler":
+            raise CheckpointError(f"{name} is of an int8 checkpoint, which is no original; take the one not quantized")
+        if leaf in ("freqs_cis", "local_freqs_cis", "global_freqs_cis"):
+            yield Drop(name, "recomputed from the configuration")
+    yield Tie("embedder.weight", "embed.tokens.weight", "head.projection.weight", "lm_head.weight")
+    yield Rename("model.norm.weight", "head.norm.weight")
+    parts = tuple(f"blocks.{{}}.attention.{part}_proj.weight" for part in "qkv")
+    fused = Split("model.layers.{}.self_attn.qkv_proj.weight", parts, config.blocks[0].attention.fused_rows)
+    output = Rename("model.layers.{}.self_attn.o_proj.weight", "blocks.{}.attention.o_proj.weight")
+    linears = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    mlp = [Rename(f"model.layers.{{}}.{name}.weight", f"blocks.{{}}.{name}.weight") for name in linears]
+    yield from per_layer([*_norms(config), fused, output, *mlp], len(config.blocks))
+
+
+def _norms(config: DecoderConfig) -> list[Operation]:
+    """The norms of one layer; Gemma 2 uses the published name of Gemma 1's second norm for another."""
     norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
     if config.blocks[0].post_attention_norm:
         norms |= {
@@ -108,8 +132,7 @@ def weight_map(config: DecoderConfig) -> Iterator[Operation]:
             "pre_feedforward_layernorm": "mlp_norm",
             "post_feedforward_layernorm": "post_mlp_norm",
         }
-    rows = [Rename(f"model.layers.{{}}.{a}.weight", f"blocks.{{}}.{b}.weight") for a, b in norms.items()]
-    yield from per_layer([*rows, *projections(config.blocks[0])], len(config.blocks))
+    return [Rename(f"model.layers.{{}}.{a}.weight", f"blocks.{{}}.{b}.weight") for a, b in norms.items()]
 
 
 _BASE = {
@@ -148,10 +171,18 @@ FAMILY = Family(
     name="gemma",
     readers={"gemma": read_gemma, "gemma2": read_gemma2},
     weight_map=weight_map,
+    layouts=(
+        Layout(
+            marks=frozenset({"embedder.weight", "model.layers.0.self_attn.qkv_proj.weight"}),
+            weight_map=kaggle_weight_map,
+        ),
+    ),
+    # The Kaggle handles are from public examples; none could be asked for where this was written.
     presets=(
         Preset(
             name="gemma-2b",
             repo="google/gemma-2b",
+            kaggle="google/gemma/pyTorch/2b",
             parameters=2_506_172_416,
             config={**_GEMMA, **decoder_sizes(2048, 18, 8, 1, 16384)},
             tiny={**_TINY, **decoder_sizes(96, 3, 8, 1, 384), "head_dim": 16},
@@ -159,6 +190,7 @@ FAMILY = Family(
         Preset(
             name="gemma-7b",
             repo="google/gemma-7b",
+            kaggle="google/gemma/pyTorch/7b",
             parameters=8_537_680_896,
             config={**_GEMMA, **decoder_sizes(3072, 28, 16, 16, 24576)},
             # heads x head_dim is 4/3 of the width, as in the published model
@@ -168,6 +200,7 @@ FAMILY = Family(
             name="gemma-2-2b",
             aliases=("gemma2",),
             repo="google/gemma-2-2b",
+            kaggle="google/gemma-2/pyTorch/gemma-2-2b-pt",
             parameters=2_614_341_888,
             config={**_GEMMA2, **decoder_sizes(2304, 26, 8, 4, 9216)},
             # A window of five and small caps, so that every prompt crosses and feels them.
@@ -178,7 +211,7 @@ FAMILY = Family(
                 "query_pre_attn_scalar": 24,
                 "sliding_window": 5,
                 "attn_logit_softcapping": 4.0,
-                "final_logit_softcapping": 12.0,
+                "final_logit_softcapping": 20.0,
             },
         ),
     ),

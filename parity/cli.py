@@ -59,7 +59,7 @@ OneModel = Annotated[
 WeightsOption = Annotated[
     str,
     typer.Option(
-        "--weights", help="tiny, synthetic, hub, hub@REVISION, or a folder.", autocompletion=_complete_weights
+        "--weights", help="tiny, synthetic, hub, hub@REVISION, kaggle, or a folder.", autocompletion=_complete_weights
     ),
 ]
 Recipes = Annotated[

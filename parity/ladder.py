@@ -12,7 +12,14 @@ from models.authoring.config import DecoderConfig
 from models.errors import ModelError
 from models.registry import Model
 from parity import environment, isolated
-from parity.convert.plain import Export, FloatFile, conversion, default_cache_length, usable_prefill_lengths
+from parity.convert.plain import (
+    Export,
+    FloatFile,
+    conversion,
+    default_cache_length,
+    rope_facts,
+    usable_prefill_lengths,
+)
 from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe
 from parity.errors import ParityError, PromptError, UsageError
@@ -24,6 +31,7 @@ from parity.runners.litert import LiteRT
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
 from parity.weights import Weights
+from parity.weights.published import published
 
 #: Weights up to this size, in bytes, are converted while the original runs, each on one thread, which is faster than
 #: two threads in turn. Larger ones wait, so that memory holds only one of them.
@@ -123,8 +131,9 @@ class Ladder:
         Raises:
             ParityError, ModelError: either could not be run to its end.
         """
-        oracle = self.run(Original(self.weights.folder, "float64", self.threads))
-        return oracle, self.run(Original(self.weights.folder, "float32", self.threads))
+        with published(self.model.family.name, self.weights.folder, self.scratch, self.reporter) as folder:
+            oracle = self.run(Original(folder, "float64", self.threads))
+            return oracle, self.run(Original(folder, "float32", self.threads))
 
     def rungs(self, converting: isolated.Job[FloatFile] | None) -> Iterator[Rung]:
         """Every wanted rung below the original, as it finishes. What stops one is its cause, not the end of the run."""
@@ -194,16 +203,10 @@ class Ladder:
             "cache_length": self.exports[0].cache_length,
             **facts,
         }
-        boundary = self.config.rope.boundary
-        if boundary is not None:
-            lengths = [export.cache_length for export in self.exports]
-            artifact["rope_regimes"] = {str(length): regime(length, boundary) for length in lengths}
+        regimes = [rope_facts(self.config.rope, export.cache_length) for export in self.exports]
+        if any(regimes):
+            artifact["rope_regimes"] = regimes
         return self._try(LiteRT(name, tuple(paths), self.threads), artifact)
-
-
-def regime(cache_length: int, boundary: int) -> str:
-    """The frequencies that an export of ``cache_length`` slots has on either side of a LongRoPE boundary."""
-    return "short" if cache_length <= boundary else "long"
 
 
 def fit(

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import registry
+from models.authoring.checkpoint import Checkpoint
 from models.authoring.hf_config import HFConfig
 from models.registry import Model
 from parity import isolated
@@ -53,9 +54,11 @@ def _rows(family: str, folder: Path, progress: isolated.Progress) -> tuple[list[
     config = found.config_from(HFConfig.load(folder))
     model = found.load(folder)
     parameters = dict(model.named_parameters())
+    with Checkpoint(folder) as checkpoint:
+        operations = list(found.weight_map_of(config, checkpoint))
 
     def described() -> Iterator[tuple[str, str, str, str]]:
-        for operation in found.weight_map(config):
+        for operation in operations:
             shapes = " ".join(str(list(parameters[name].shape)) for name in operation.targets)
             sources, targets = "\n".join(operation.sources), "\n".join(operation.targets)
             yield sources, operation.description, targets, shapes

@@ -1,13 +1,18 @@
-"""Reading checkpoint folders: safetensors, one file or sharded by an index, memory-mapped, one tensor at a time."""
+"""Reading checkpoint folders, memory-mapped, one tensor at a time.
+
+Safetensors, one file or sharded by an index; or, as Kaggle has them, one ``.ckpt`` state dict of PyTorch's. That is a
+pickle, and PyTorch's restricted reader, which makes tensors and calls nothing else, is the only one that opens it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from safetensors import SafetensorError, safe_open
 
@@ -18,10 +23,12 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+#: The suffix of a state dict, whatever it is called.
+STATE_DICT = ".ckpt"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, sorted by name.
+    """The files that hold the weights of a checkpoint folder, sorted by name: safetensors, else one state dict.
 
     Raises:
         CheckpointError: none there, two sets of them, or an index that is unreadable or names a file outside the
@@ -35,9 +42,14 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if single:
         return [folder / SINGLE]
-    raise CheckpointError(
-        f"{folder} has neither {SINGLE} nor {INDEX}; only safetensors checkpoints are read (pickles never are)"
-    )
+    pickled = sorted(path for path in folder.glob(f"*{STATE_DICT}") if path.is_file())
+    if len(pickled) > 1:
+        raise CheckpointError(f"{folder} has {len(pickled)} {STATE_DICT} files; leave only the model's in it")
+    if not pickled:
+        raise CheckpointError(
+            f"{folder} has neither {SINGLE} nor {INDEX} nor a {STATE_DICT} state dict; other formats are not read"
+        )
+    return pickled
 
 
 class Checkpoint(Mapping[str, "Tensor"]):
@@ -46,7 +58,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._stack = ExitStack()
-        self._where: dict[str, Any] = {}
+        self._read: dict[str, Callable[[], Tensor]] = {}
         self._shard_of: dict[str, str] = {}
         try:
             for path in weight_files(folder):
@@ -57,43 +69,45 @@ class Checkpoint(Mapping[str, "Tensor"]):
             raise
 
     def _open(self, path: Path) -> None:
+        tensors = _state_dict(path) if path.suffix == STATE_DICT else self._safetensors(path)
+        for name, read in tensors.items():
+            if name in self._read:
+                raise CheckpointError(f"{name} is in two shards of {self.folder}; fetch the checkpoint again")
+            self._read[name] = read
+            self._shard_of[name] = path.name
+
+    def _safetensors(self, path: Path) -> dict[str, Callable[[], Tensor]]:
         try:
             if not path.is_file():
                 raise CheckpointError(f"{path} is named by the index but is not there; fetch the checkpoint again")
             handle = self._stack.enter_context(safe_open(path, framework="pt"))
-            names = list(handle.keys())
+            return {name: partial(handle.get_tensor, name) for name in handle.keys()}  # noqa: SIM118  (no mapping)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is truncated or not safetensors ({error}); fetch it again") from None
-        for name in names:
-            if name in self._where:
-                raise CheckpointError(f"{name} is in two shards of {self.folder}; fetch the checkpoint again")
-            self._where[name] = handle
-            self._shard_of[name] = path.name
 
     def _check_index(self) -> None:
         index = self.folder / INDEX
         if not index.is_file():
             return
         listed = _read_index(index)
-        if missing := sorted(listed.keys() - self._where.keys()):
+        if missing := sorted(listed.keys() - self._read.keys()):
             raise CheckpointError(f"{index} lists {missing[0]}, which no shard holds; fetch the checkpoint again")
-        if unlisted := sorted(self._where.keys() - listed.keys()):
+        if unlisted := sorted(self._read.keys() - listed.keys()):
             raise CheckpointError(f"{unlisted[0]} is in a shard but not in {index}; fetch the checkpoint again")
         if misplaced := sorted(name for name, file in listed.items() if self._shard_of[name] != file):
             raise CheckpointError(f"{misplaced[0]} is not in the shard that {index} names; fetch the checkpoint again")
 
     def __getitem__(self, name: str) -> Tensor:
         try:
-            tensor: Tensor = self._where[name].get_tensor(name)
+            return self._read[name]()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{name} cannot be read from {self.folder} ({error}); fetch it again") from None
-        return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return iter(self._read)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._read)
 
     def __enter__(self) -> Self:
         return self
@@ -102,6 +116,42 @@ class Checkpoint(Mapping[str, "Tensor"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def _state_dict(path: Path) -> dict[str, Callable[[], Tensor]]:
+    """The tensors of a state dict as gemma_pytorch saves it: mapped into memory, read when touched.
+
+    Raises:
+        CheckpointError: it would run code, is damaged or of an older format, or holds something else than tensors.
+    """
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # noqa: BLE001  (a damaged pickle can raise anything)
+        if code := _code_in(path):
+            raise CheckpointError(
+                f"{path} is refused, it would run code when read ({code}); do not trust it, fetch the published file"
+            ) from None
+        reason = f"{type(error).__name__}: {str(error).partition('. ')[0]}"
+        raise CheckpointError(f"{path} is truncated or not PyTorch's zip format ({reason}); fetch it again") from None
+    tensors = loaded.get("model_state_dict") if isinstance(loaded, dict) else None
+    if not isinstance(tensors, dict) or not tensors:
+        raise CheckpointError(f"{path} holds no model_state_dict; only {STATE_DICT} files as Kaggle has them are read")
+    for name, tensor in tensors.items():
+        plain = isinstance(tensor, torch.Tensor) and tensor.is_cpu and tensor.layout is torch.strided
+        if not isinstance(name, str) or not plain:
+            raise CheckpointError(f"{path} is no state dict, {name} is not a dense tensor; fetch the published file")
+    return {name: tensor.detach for name, tensor in tensors.items()}
+
+
+def _code_in(path: Path) -> str:
+    """What a pickle asks for and a state dict does not need, if anything; found without running it."""
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    with suppress(Exception):
+        return min(get_unsafe_globals_in_checkpoint(path), default="")
+    return ""
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,15 @@ class Preset:
     """A published size.
 
     ``config`` holds the published ``config.json`` values; ``tiny`` what shrinks them while keeping every quirk;
-    ``parameters`` the published total; ``repo`` and ``revision`` where the weights are. ``tiny_prompts`` names the
-    prompt set that shows the tiny twin's quirks.
+    ``parameters`` the published total; ``repo`` and ``revision`` where the weights are, ``kaggle`` where
+    Kaggle has them. ``tiny_prompts`` names the prompt set that shows the tiny twin's quirks.
     """
 
     name: str
     aliases: tuple[str, ...] = ()
     repo: str
     revision: str = "main"
+    kaggle: str | None = None
     parameters: int
     config: Mapping[str, Any]
     tiny: Mapping[str, Any] = field(default_factory=dict)
@@ -40,13 +41,28 @@ class Preset:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Another way than the published one to store a family's tensors.
+
+    A checkpoint is of it that has any tensor of ``marks``. ``weight_map`` is also told all the names there are.
+    """
+
+    marks: frozenset[str]
+    weight_map: Callable[[DecoderConfig, Collection[str]], Iterable[Operation]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """An architecture: everything that is true of all its sizes. ``readers`` map each ``model_type`` it has."""
+    """An architecture: everything that is true of all its sizes. ``readers`` map each ``model_type`` it has.
+
+    ``weight_map`` is of the published layout, which the original reads; ``layouts`` are the others.
+    """
 
     name: str
     readers: Mapping[str, Callable[[HFConfig], DecoderConfig]]
     presets: tuple[Preset, ...]
     weight_map: Callable[[DecoderConfig], Iterable[Operation]]
+    layouts: tuple[Layout, ...] = ()
 
     def config_from(self, source: HFConfig) -> DecoderConfig:
         """The typed configuration of any checkpoint of a ``model_type`` of the family, whatever its dimensions.
@@ -64,6 +80,13 @@ class Family:
         config = self.readers[source.model_type](source)
         source.finish()
         return config
+
+    def weight_map_of(self, config: DecoderConfig, names: Collection[str]) -> Iterable[Operation]:
+        """The weight map of a checkpoint whose tensors have these names."""
+        for layout in self.layouts:
+            if not layout.marks.isdisjoint(names):
+                return layout.weight_map(config, names)
+        return self.weight_map(config)
 
     def build(self, config: DecoderConfig, *, fused: bool = False, device: str = "cpu") -> DecoderOnlyModel:
         """The model without its weights; ``device="meta"`` allocates none."""
@@ -86,7 +109,7 @@ class Family:
         config = self.config_from(HFConfig.load(folder))
         model = self.build(config, fused=fused, device="meta")
         with Checkpoint(folder) as checkpoint:
-            load_weights(model, self.weight_map(config), checkpoint)
+            load_weights(model, self.weight_map_of(config, checkpoint), checkpoint)
         return model
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from models.authoring.hf_config import HFConfig
 from models.registry import Model
 from parity import isolated
-from parity.convert.plain import Export, FloatFile, convert, file_name
+from parity.convert.plain import Export, FloatFile, convert, file_name, rope_facts
 from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import Recipe, get_recipe
 from parity.errors import UsageError
@@ -61,9 +61,10 @@ def to_file(
     isolated.preload(converter=True)
     with reporter.step(f"{name}: weights") as progress:
         checkpoint = resolve(model, weights, progress, reporter.note)
-    positions = model.family.config_from(HFConfig.load(checkpoint.folder)).max_positions
-    if cache_length > positions:
-        raise UsageError(f"--kv-cache {cache_length} is more than the {positions} positions {name} knows; lower it")
+    config = model.family.config_from(HFConfig.load(checkpoint.folder))
+    if cache_length > config.max_positions:
+        known = config.max_positions
+        raise UsageError(f"--kv-cache {cache_length} is more than the {known} positions {name} knows; lower it")
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=destination.parent) as scratch:
         made = Path(scratch) / "float.tflite"
         with reporter.step("converting") as progress:
@@ -72,6 +73,11 @@ def to_file(
         signatures = isolated.run("reading the file", partial(_signatures, made)).value
         with whole_file(destination) as temporary:
             made.replace(temporary)
+    if facts := rope_facts(config.rope, cache_length):
+        said = (
+            f"frequencies: {facts['rope_regime']} factors; a cache of up to {facts['rope_boundary']} has the short ones"
+        )
+        notes = (said, *notes)
     return ConvertedFile(destination, destination.stat().st_size, time.perf_counter() - began, signatures, notes)
 
 

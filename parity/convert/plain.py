@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from models.authoring.config import RopeConfig
 from parity import isolated
+from parity.convert.metadata import stamp
 from parity.convert.quantize import name_weights
 from parity.errors import UsageError
 from parity.files import whole_file
@@ -87,7 +89,17 @@ def _convert(family: str, folder: Path, export: Export, destination: Path, progr
     converted = converter.convert(strict_export=False)
     with whole_file(destination) as temporary:
         converted.export(str(temporary))
+        if facts := rope_facts(model.config.rope, export.cache_length):
+            stamp(temporary, facts)
     return FloatFile(destination, export, name_weights(destination, dict(model.named_parameters())))
+
+
+def rope_facts(rope: RopeConfig, cache_length: int) -> dict[str, int | str]:
+    """What a file must say about its frequencies, where they depend on how long a session gets (LongRoPE)."""
+    if rope.boundary is None:
+        return {}
+    regime = "short" if cache_length <= rope.boundary else "long"
+    return {"rope_regime": regime, "rope_boundary": rope.boundary, "cache_length": cache_length}
 
 
 def file_name(model: str, precision: str, export: Export) -> str:

@@ -320,6 +320,16 @@ def generated(report: Report) -> list[Generated]:
     return [Generated(rungs=tuple(rungs), text=text, defect=defect) for (text, defect), rungs in grouped.items()]
 
 
+def rope_regimes(report: Report) -> str:
+    """Which frequencies the exported files have, where that depends on the cache length; else nothing."""
+    found = next((rung.artifact["rope_regimes"] for rung in report.rungs if "rope_regimes" in rung.artifact), None)
+    if not isinstance(found, list):
+        return ""
+    facts = [item for item in found if isinstance(item, Mapping)]
+    parts = [f"{shown(item.get('rope_regime'))} factors for {shown(item.get('cache_length'))} slots" for item in facts]
+    return f"{', '.join(parts)}; the boundary is {shown(facts[0].get('rope_boundary'))} positions" if facts else ""
+
+
 def short_hash(value: object) -> str:
     """Enough of a hash to tell two apart by eye."""
     return shown(value)[:8] if value else ""

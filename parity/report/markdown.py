@@ -18,6 +18,7 @@ from parity.report.figures import (
     ladder,
     limits_shown,
     prompts_text,
+    rope_regimes,
     seconds,
     shown,
     tally,
@@ -86,7 +87,7 @@ def _model(report: Report) -> Iterator[str]:
     )
     if report.edges:
         yield _edges(report)
-    notes = [*_causes(report), *_exceptions(report), *_generated(report)]
+    notes = [*_causes(report), *_regimes(report), *_exceptions(report), *_generated(report)]
     if notes:
         yield "\n".join(notes)
 
@@ -120,6 +121,11 @@ def _summary(reports: Sequence[Report]) -> str:
 def _causes(report: Report) -> Iterator[str]:
     for cause in causes(report):
         yield f"- **{cause.verdict}** {_names(cause.rungs) or 'the run'}: {prose(cause.text)}"
+
+
+def _regimes(report: Report) -> Iterator[str]:
+    if regimes := rope_regimes(report):
+        yield f"- **Frequencies** {prose(regimes)}"
 
 
 def _exceptions(report: Report) -> Iterator[str]:

@@ -24,6 +24,7 @@ from parity.report.figures import (
     ladder,
     outcome,
     prompts_text,
+    rope_regimes,
     seconds,
     shown,
     tally,
@@ -87,7 +88,8 @@ def render(report: Report, console: Console) -> None:
     if report.edges:
         console.print()
         console.print(_edge_table(page, ladder(report)))
-    page.notes([*_cause_notes(page, report), *_precision_notes(page, report), *_generation_notes(page, report)])
+    notes = (_cause_notes, _regime_notes, _precision_notes, _generation_notes)
+    page.notes([row for rows in notes for row in rows(page, report)])
     console.print()
     page.paragraph(
         page.text(report.verdict, STYLES[report.verdict])
@@ -124,6 +126,11 @@ def _cause_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:
     for cause in causes(report):
         named = f"{', '.join(cause.rungs)}: " if cause.rungs else ""
         yield page.text(cause.verdict, STYLES[cause.verdict]), page.text(named, "bold") + page.text(cause.text)
+
+
+def _regime_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:
+    if regimes := rope_regimes(report):
+        yield page.text("frequencies", "dim"), page.text(regimes)
 
 
 def _precision_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:

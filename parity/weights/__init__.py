@@ -1,4 +1,5 @@
-"""Where a model's weights come from: drawn (``tiny``, ``synthetic``), downloaded (``hub``), or a local folder.
+"""Where a model's weights come from: drawn (``tiny``, ``synthetic``), downloaded (``hub``,
+``kaggle``), or a local folder.
 
 Whatever the kind, the rest of the project sees a local checkpoint folder in the hub's layout.
 """
@@ -15,7 +16,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from models.authoring.checkpoint import INDEX, SINGLE, weight_files
+from models.authoring.checkpoint import INDEX, SINGLE, STATE_DICT, weight_files
 from models.authoring.hf_config import HFConfig
 from models.errors import CheckpointError
 from models.registry import Model
@@ -23,8 +24,9 @@ from parity import isolated
 from parity.errors import UsageError, WeightsError
 from parity.files import sha256_of, whole_folder
 from parity.weights.draw import Drawn, Manner, plan, write_safetensors
+from parity.weights.published import completed
 
-KINDS = ("tiny", "synthetic", "hub", "path")
+KINDS = ("tiny", "synthetic", "hub", "kaggle", "path")
 #: Bytes of weights in one shard of a synthetic checkpoint.
 SHARD_BYTES = 2_000_000_000
 
@@ -49,8 +51,8 @@ class Weights:
 
 
 def kind_of(weights: str) -> str:
-    """What ``weights`` names: ``tiny``, ``synthetic``, ``hub`` (also ``hub@REVISION``), else a ``path``."""
-    kind = weights.partition("@")[0] if weights.startswith("hub@") else weights
+    """What ``weights`` names: a drawn kind, ``hub``, ``hub@REVISION``, ``kaggle``, ``kaggle@HANDLE``, else a ``path``."""
+    kind = weights.partition("@")[0] if weights.startswith(("hub@", "kaggle@")) else weights
     return kind if kind in KINDS else "path"
 
 
@@ -63,7 +65,7 @@ def resolve(
     """The checkpoint that ``weights`` means for ``model``. A download tells what it does through ``say``.
 
     Raises:
-        UsageError: a path that is not a folder.
+        UsageError: a path that is not a folder, or a preset that Kaggle is not known to have.
         WeightsError: a drawn checkpoint differs from its committed hash, or a download failed.
         ModelError: a local folder without a usable configuration or weights.
     """
@@ -76,14 +78,23 @@ def resolve(
 
         wanted = weights.partition("@")[2] or model.preset.revision
         folder, revision = download(model.preset.repo, wanted, on_progress=say)
+    elif kind == "kaggle":
+        from parity.weights.kaggle import download as download_from_kaggle
+
+        handle = weights.partition("@")[2] or model.preset.kaggle
+        if handle is None:
+            raise UsageError(f"{model.name} has no known place on Kaggle; use hub, or name one as kaggle@HANDLE")
+        folder, revision = download_from_kaggle(handle, on_progress=say)
     else:
         folder = Path(weights).expanduser().resolve()
         if not folder.is_dir():
-            raise UsageError(f"{weights} is not a folder; --weights takes tiny, synthetic, hub, or a folder")
-        if not (folder / "config.json").is_file():
+            raise UsageError(f"{weights} is not a folder; --weights takes tiny, synthetic, hub, kaggle, or a folder")
+        if not (folder / "config.json").is_file() and not any(folder.glob(f"*{STATE_DICT}")):
             raise UsageError(f"{folder} has no config.json; point --weights to a checkpoint folder in the hub's layout")
+    label = folder.name if kind == "path" else kind
+    folder = completed(folder, model.preset, say)
     model.family.config_from(HFConfig.load(folder))  # refuse what cannot be carried out before anything heavy starts
-    return Weights(kind, folder.name if kind == "path" else kind, folder, sha256_of(weight_files(folder)), revision)
+    return Weights(kind, label, folder, sha256_of(weight_files(folder)), revision)
 
 
 def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -> tuple[Path, str]:
