@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from models.authoring.hf_config import HFConfig
 from models.errors import ModelError
 from models.registry import Model
 from parity import environment, isolated
-from parity.convert.plain import Export, conversion, default_cache_length, usable_prefill_lengths
+from parity.convert.plain import Export, conversion, default_cache_length
 from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe
 from parity.errors import ParityError, PromptError, UsageError
@@ -120,8 +121,13 @@ class Ladder:
         Raises:
             ParityError, ModelError: either could not be run to its end.
         """
-        oracle = self.run(Original(self.weights.folder, "float64", self.threads))
-        return oracle, self.run(Original(self.weights.folder, "float32", self.threads))
+        try:
+            oracle = self.run(Original(self.weights.folder, "float64", self.threads))
+            return oracle, self.run(Original(self.weights.folder, "float32", self.threads))
+        except ParityError:
+            # Strict loading names the tensor and the remedy, where the original's library often names neither.
+            isolated.run("loading", partial(_load_strictly, self.model.family.name, self.weights.folder))
+            raise
 
     def rungs(self, converting: isolated.Job[tuple[str, ...]] | None) -> Iterator[Rung]:
         """Every wanted rung below the original, as it finishes. What stops one is its cause, not the end of the run."""
@@ -187,6 +193,13 @@ class Ladder:
         return self._try(LiteRT(name, path, self.threads), artifact)
 
 
+def _load_strictly(family: str, folder: Path, progress: isolated.Progress) -> None:
+    from models import registry
+
+    progress(0, 1)
+    registry.family(family).load(folder)
+
+
 def fit(
     model: Model,
     weights: Weights,
@@ -214,4 +227,4 @@ def fit(
             f"{cache_length}; raise it, or choose other prompts"
         )
     length = cache_length or default_cache_length(needed)
-    return config, Export(prefill_lengths=usable_prefill_lengths(prefill_lengths, length), cache_length=length)
+    return config, Export(prefill_lengths=tuple(prefill_lengths), cache_length=length)
