@@ -24,7 +24,7 @@ def read_gemma(source: HFConfig) -> DecoderConfig:
     head_dim = source.positive("head_dim", 256)
     attention = _attention(source, head_dim, scale=head_dim**-0.5)
     block = BlockConfig(attention_norm=_norm(source), attention=attention, mlp_norm=_norm(source), mlp=_mlp(source))
-    return _decoder(source, (block,) * source.positive("num_hidden_layers"), final_softcap=None)
+    return _decoder(source, (block,) * source.layers("num_hidden_layers"), final_softcap=None)
 
 
 def read_gemma2(source: HFConfig) -> DecoderConfig:
@@ -33,7 +33,7 @@ def read_gemma2(source: HFConfig) -> DecoderConfig:
     source.expect("hidden_activation", "gelu_pytorch_tanh")
     source.expect("cache_implementation", "hybrid")
     head_dim = source.positive("head_dim", 256)
-    layers = source.positive("num_hidden_layers")
+    layers = source.layers("num_hidden_layers")
     window = source.positive("sliding_window", 4096)
     alternating = ["sliding_attention" if layer % 2 == 0 else "full_attention" for layer in range(layers)]
     kinds = source.layer_types(layers, alternating)

@@ -64,7 +64,7 @@ def read_decoder(
         width=width,
         max_positions=source.positive("max_position_embeddings"),
         rope=source.rope(head_dim),
-        blocks=(block,) * source.positive("num_hidden_layers"),
+        blocks=(block,) * source.layers("num_hidden_layers"),
         final_norm=norm,
         tied_head=source.take("tie_word_embeddings", bool, False),
     )

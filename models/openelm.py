@@ -50,7 +50,7 @@ def read_config(source: HFConfig) -> DecoderConfig:
 
 def read_layout(source: HFConfig, head_dim: int) -> list[tuple[int, int, int]]:
     """Query heads, key/value heads and feed-forward width of every layer: the stored lists, or else the rule."""
-    width, layers = source.positive("model_dim"), source.positive("num_transformer_layers")
+    width, layers = source.positive("model_dim"), source.layers("num_transformer_layers")
     groups, divisor = source.positive("num_gqa_groups"), source.positive("ffn_dim_divisor")
     if source.has("num_query_heads") and source.has("num_kv_heads"):
         query = source.counts("num_query_heads", layers)

@@ -70,7 +70,7 @@ def _decoder(
         width=source.positive("hidden_size"),
         max_positions=source.positive("max_position_embeddings"),
         rope=source.rope(block.attention.head_dim, partial=default_rotary),
-        blocks=(block,) * source.positive("num_hidden_layers"),
+        blocks=(block,) * source.layers("num_hidden_layers"),
         final_norm=norm,
         tied_head=source.take("tie_word_embeddings", bool, False),
         head_bias=head_bias,

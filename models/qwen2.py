@@ -16,7 +16,7 @@ def read_config(source: HFConfig) -> DecoderConfig:
     """``Qwen2Config`` as this project's configuration."""
     source.expect("use_sliding_window", False)
     source.ignore("sliding_window", "max_window_layers")  # without effect unless use_sliding_window
-    source.expect("layer_types", ["full_attention"] * source.positive("num_hidden_layers"))
+    source.expect("layer_types", ["full_attention"] * source.layers("num_hidden_layers"))
     source.expect("use_mrope", False)
     # The biases are fixed in the architecture, not configurable.
     return read_decoder(source, qkv_bias=True, output_bias=False, mlp_bias=False, kv_heads_default=32)

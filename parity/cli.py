@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -96,9 +96,10 @@ def models() -> None:
         recorded.setdefault(name, []).append(rest)
     table = Table(caption=f"recipes for every model: {', '.join(RECIPES)}", caption_justify="left")
     for heading in ("preset", "family", "parameters", "original", "recorded"):
-        table.add_column(heading, justify="right" if heading == "parameters" else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if heading == "parameters" else "left"
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading == "preset")
     for model in registry.models():
-        names = ", ".join((model.name, *model.preset.aliases))
+        names = "\n".join((model.name, *model.preset.aliases))
         size = f"{model.preset.parameters:,}"
         table.add_row(names, model.family.name, size, model.preset.repo, ", ".join(recorded.get(model.name, ["-"])))
     Console().print(table)
@@ -150,7 +151,7 @@ def check(
             reports.append(run(request, _reporter()))
             terminal.render(reports[-1], console)
     finally:
-        if reports:
+        if len(reports) == len(requests):  # a file of fewer models than were asked for could say PASS
             for write in writers:
                 write(reports)
     if len(reports) > 1:
@@ -377,20 +378,29 @@ def _writers(json: Path | None, markdown: Path | None, html: Path | None) -> lis
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the contract's code; whatever goes wrong is one line on standard error."""
+    import signal
+
+    # typer carries a click of its own and exports no base class of its errors
+    from typer._click.exceptions import ClickException, NoArgsIsHelpError
+
     from models.errors import ModelError, UnknownModelError
     from parity.errors import ParityError, UsageError
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop cleans up like Ctrl-C
     try:
-        app(args=None if arguments is None else list(arguments))
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(MISUSED)
+    except ClickException as error:
+        _fail(f"{error.format_message().rstrip('.')}; `parity --help` lists what there is", MISUSED)
     except (UsageError, UnknownModelError) as error:
         _fail(error, MISUSED)
     except (ParityError, ModelError, OSError) as error:
         _fail(error, INCONCLUSIVE)
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED:
-            _fail("interrupted; nothing was concluded, start the command again", INCONCLUSIVE)
-        raise
-    sys.exit(PASSED)
+    if code == INTERRUPTED:
+        _fail("interrupted; nothing was concluded, start the command again", INCONCLUSIVE)
+    sys.exit(code or PASSED)
 
 
 def _fail(error: object, code: int) -> NoReturn:

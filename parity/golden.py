@@ -6,6 +6,7 @@ that says what it was made from. If any of that has changed since, the recording
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,13 +57,15 @@ class Recording:
             GoldenError: missing or not a sidecar.
         """
         try:
-            facts = json.loads(self.sidecar.read_text(encoding="utf-8"))
-            if facts["schema_version"] != SCHEMA_VERSION:
-                found = facts["schema_version"]
-                raise GoldenError(f"{self.sidecar} is of schema {found}, not {SCHEMA_VERSION}; record it again")
-            return dict(facts)
+            facts = dict(json.loads(self.sidecar.read_text(encoding="utf-8")))
+            version, digest = facts["schema_version"], facts.pop("sha256")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GoldenError(f"{self.sidecar} is not a recording's sidecar ({error}); record it again") from None
+        if version != SCHEMA_VERSION:
+            raise GoldenError(f"{self.sidecar} is of schema {version}, not {SCHEMA_VERSION}; record it again")
+        if digest != _digest(facts):
+            raise GoldenError(f"{self.sidecar} has been edited since it was recorded; record it again")
+        return facts
 
     @property
     def size(self) -> int:
@@ -105,9 +108,11 @@ class GoldenStore:
                 "worst_position": dict(reference.floor.worst_position),
             },
             "positions": inputs.positions,
+            "prompts_from_file": inputs.source.endswith(".jsonl"),
             "weights_revision": weights.revision,
             "versions": environment.versions(),
         }
+        facts["sha256"] = _digest(facts)
         with whole_file(recording.sidecar) as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return recording
@@ -120,7 +125,9 @@ class GoldenStore:
         """
         recording = self.of(model, weights, inputs.name)
         if not recording.path.is_file():
-            raise GoldenError(f"{recording.path} is not there; record it with `{_command(model, weights, inputs)}`")
+            raise GoldenError(
+                f"{recording.path} is not there; record it with `{self._command(model, weights, inputs)}`"
+            )
         facts = self.verify(model, weights, inputs)
         floor = NoiseFloor(facts["noise_floor"]["rel_l2"], facts["noise_floor"]["worst_position"])
         return Reference("golden", Trace.load(recording.path), floor)
@@ -133,7 +140,7 @@ class GoldenStore:
                 names what changed and the command that renews the recording.
         """
         recording = self.of(model, weights, inputs.name)
-        renewal = f"renew it with `{_command(model, weights, inputs)} --overwrite`"
+        renewal = f"renew it with `{self._command(model, weights, inputs)} --overwrite`"
         facts = recording.facts
         recorded = facts.get("identity", {})
         if changed := [what for what, now in identity(weights, inputs).items() if recorded.get(what) != now]:
@@ -141,6 +148,11 @@ class GoldenStore:
         if facts.get("logits_sha256") != sha256_of([recording.path]):
             raise GoldenError(f"{recording.path} is not the file its sidecar describes; {renewal}")
         return facts
+
+    def _command(self, model: str, weights: Weights, inputs: Inputs) -> str:
+        source = weights.folder if weights.kind == "path" else weights.kind
+        command = f"parity golden record {model} --weights {source} --prompts {inputs.source}"
+        return command if self == GoldenStore.default() else f"{command} --golden-dir {self.folder}"
 
     def unused(self) -> list[Recording]:
         """Recordings that no check would ever read: of models, prompt sets or drawn weights that no longer exist."""
@@ -157,16 +169,17 @@ def identity(weights: Weights, inputs: Inputs) -> dict[str, str]:
     }
 
 
-def _command(model: str, weights: Weights, inputs: Inputs) -> str:
-    source = weights.folder if weights.kind == "path" else weights.kind
-    return f"parity golden record {model} --weights {source} --prompts {inputs.name}"
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _in_use(recording: Recording) -> bool:
     model, _, prompts = recording.name.split("/")
     try:
         registry.get(model)
+        if recording.facts["prompts_from_file"]:
+            return True  # the file is its owner's business
         read_prompts(prompts)
-    except (UnknownModelError, UsageError):
+    except (UnknownModelError, UsageError, GoldenError):
         return False
-    return recording.sidecar.is_file()
+    return True

@@ -42,9 +42,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A named set; ``sha256`` is of the file's bytes."""
+    """A named set; ``source`` is what a person would call it by, ``sha256`` is of the file's bytes."""
 
     name: str
+    source: str
     sha256: str
     prompts: tuple[Prompt, ...]
 
@@ -69,9 +70,10 @@ class TokenizedPrompt:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every rung is given: the same ids for all."""
+    """What every rung is given: the same ids for all. ``name``, ``source`` and ``sha256`` are the prompt set's."""
 
     name: str
+    source: str
     sha256: str
     tokenizer_sha256: str
     prompts: tuple[TokenizedPrompt, ...]
@@ -100,16 +102,21 @@ def read_prompts(name: str) -> PromptSet:
         source = Path(name)
     content = source.read_bytes()
     prompts = []
-    for number, line in enumerate(content.decode("utf-8", errors="strict").splitlines(), start=1):
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{name} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    # Only line feeds end a line: JSON strings may hold the other separators that splitlines() knows as they are.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
         try:
             prompts.append(_prompt(json.loads(line)))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise PromptError(f"{name}:{number} is no prompt ({error}); it needs id, text, continuation") from None
     if not prompts:
         raise PromptError(f"{name} holds no prompts; add at least one line")
     if len({prompt.id for prompt in prompts}) != len(prompts):
         raise PromptError(f"{name} has two prompts with the same id; ids name recordings, make them different")
-    return PromptSet(Path(name).stem, hashlib.sha256(content).hexdigest(), tuple(prompts))
+    return PromptSet(Path(name).stem, name, hashlib.sha256(content).hexdigest(), tuple(prompts))
 
 
 def _prompt(record: dict[str, Any]) -> Prompt:
@@ -166,4 +173,4 @@ def _tokenize(prompts: PromptSet, folder: Path, vocab_size: int, forced: int, pr
                 "the tokenizer belongs to another model"
             )
         tokenized.append(TokenizedPrompt(prompt.id, tuple(ids), tuple(continuation)))
-    return Inputs(prompts.name, prompts.sha256, sha256_of(tokenizer_files(folder)), tuple(tokenized))
+    return Inputs(prompts.name, prompts.source, prompts.sha256, sha256_of(tokenizer_files(folder)), tuple(tokenized))

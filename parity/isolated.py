@@ -55,14 +55,18 @@ class Job(Generic[T]):
         self.name = name
         self._log = Path(tempfile.mkstemp(prefix="parity-", suffix=".log")[1])
         self._began = time.perf_counter()
-        context = multiprocessing.get_context("forkserver")
-        self._connection, theirs = context.Pipe(duplex=False)
-        self._process: ForkServerProcess = context.Process(
-            target=_work, args=(pickle.dumps(function), theirs, str(self._log)), name=name
-        )
-        with _quiet_stderr(self._log):
-            self._process.start()
-        theirs.close()
+        try:
+            context = multiprocessing.get_context("forkserver")
+            self._connection, theirs = context.Pipe(duplex=False)
+            self._process: ForkServerProcess = context.Process(
+                target=_work, args=(pickle.dumps(function), theirs, str(self._log)), name=name
+            )
+            with _quietly(self._log):
+                self._process.start()
+            theirs.close()
+        except BaseException:  # Ctrl-C while it starts: nobody is in the ``with`` block yet to clean up
+            self._log.unlink(missing_ok=True)
+            raise
 
     def result(self, on_progress: Progress | None = None) -> Finished[T]:
         """Wait for the job.
@@ -122,33 +126,33 @@ def run(name: str, function: Callable[[Progress], T], on_progress: Progress | No
         return job.result(on_progress)
 
 
-def preload(*, converter: bool) -> None:
-    """Start the server, importing what the coming jobs share. Without it the first job does so."""
-    from multiprocessing import forkserver
-
+def prepare(*, converter: bool) -> None:
+    """Say what the coming jobs share; the first of them starts the server, which imports it."""
     multiprocessing.set_forkserver_preload(PRELOAD_CONVERTER if converter else PRELOAD)
-    with tempfile.NamedTemporaryFile(prefix="parity-", suffix=".log") as log, _quiet_stderr(Path(log.name)):
-        forkserver.ensure_running()
 
 
 @contextmanager
-def _quiet_stderr(log: Path) -> Iterator[None]:
-    """Send file descriptor 2 to ``log`` while the server starts: it inherits it, and its libraries chatter."""
+def _quietly(log: Path) -> Iterator[None]:
+    """Send standard output and error to ``log`` while the server starts: it inherits them, its libraries chatter."""
     sys.stderr.flush()
-    saved = os.dup(2)
+    sys.stdout.flush()
+    saved = [os.dup(1), os.dup(2)]
     with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            for descriptor, copy in enumerate(saved, start=1):
+                os.dup2(copy, descriptor)
+                os.close(copy)
 
 
 def _work(pickled: bytes, connection: Connection, log: str) -> None:
     """The job's process: quiet, immune to the terminal's Ctrl-C (the parent ends it), gone when the parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Path(log).open("ab") as file:
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)  # not created: without it the parent has given up already
+    with os.fdopen(descriptor, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from parity.convert.plain import (
     conversion,
     default_cache_length,
     rope_facts,
-    usable_prefill_lengths,
 )
 from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe
@@ -131,9 +131,14 @@ class Ladder:
         Raises:
             ParityError, ModelError: either could not be run to its end.
         """
-        with published(self.model.family.name, self.weights.folder, self.scratch, self.reporter) as folder:
-            oracle = self.run(Original(folder, "float64", self.threads))
-            return oracle, self.run(Original(folder, "float32", self.threads))
+        try:
+            with published(self.model.family.name, self.weights.folder, self.scratch, self.reporter) as folder:
+                oracle = self.run(Original(folder, "float64", self.threads))
+                return oracle, self.run(Original(folder, "float32", self.threads))
+        except ParityError:
+            # Strict loading names the tensor and the remedy, where the original's library often names neither.
+            isolated.run("loading", partial(_load_strictly, self.model.family.name, self.weights.folder))
+            raise
 
     def rungs(self, converting: isolated.Job[FloatFile] | None) -> Iterator[Rung]:
         """Every wanted rung below the original, as it finishes. What stops one is its cause, not the end of the run."""
@@ -209,6 +214,13 @@ class Ladder:
         return self._try(LiteRT(name, tuple(paths), self.threads), artifact)
 
 
+def _load_strictly(family: str, folder: Path, progress: isolated.Progress) -> None:
+    from models import registry
+
+    progress(0, 1)
+    registry.family(family).load(folder)
+
+
 def fit(
     config: DecoderConfig, inputs: Inputs, prefill_lengths: Sequence[int], cache_length: int | None, generate: int
 ) -> tuple[Export, ...]:
@@ -232,10 +244,7 @@ def fit(
                 "raise it, or choose other prompts"
             )
     lengths = _cache_lengths(config.rope.boundary, inputs, cache_length, generate)
-    return tuple(
-        Export(prefill_lengths=usable_prefill_lengths(prefill_lengths, length), cache_length=length)
-        for length in lengths
-    )
+    return tuple(Export(prefill_lengths=tuple(prefill_lengths), cache_length=length) for length in lengths)
 
 
 def _cache_lengths(boundary: int | None, inputs: Inputs, cache_length: int | None, generate: int) -> list[int]:

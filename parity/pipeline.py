@@ -73,9 +73,10 @@ def check(request: Request, reporter: Reporter) -> Report:
     """
     findings = _Findings(request)
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch, findings.failing_closed():
-        isolated.preload(converter=bool(request.plan.files))
+        isolated.prepare(converter=bool(request.plan.files))
+        prompts = read_prompts(request.prompt_set)
         weights = findings.weighed(_weigh(request, reporter))
-        inputs = findings.read(_read(request, weights, reporter))
+        inputs = findings.read(_read(request, prompts, weights, reporter))
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
         with ladder.converting() as converting:
             reference = findings.referred(*_refer(request, ladder), inputs)
@@ -91,13 +92,13 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
         UsageError: a recording exists and ``overwrite`` was not asked for.
         ParityError, ModelError: the original could not be run to its end.
     """
-    isolated.preload(converter=False)
-    weights = _weigh(request, reporter)
+    isolated.prepare(converter=False)
     prompts = read_prompts(request.prompt_set)
+    weights = _weigh(request, reporter)
     path = store.of(request.name, weights, prompts.name).path
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give --overwrite to replace it")
-    inputs = _read(request, weights, reporter)
+    inputs = _read(request, prompts, weights, reporter)
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
         oracle, original = ladder.original()
@@ -116,9 +117,10 @@ def verify_golden(request: Request, store: GoldenStore, reporter: Reporter) -> N
     Raises:
         GoldenError: it is missing, stale or damaged.
     """
-    isolated.preload(converter=False)
+    isolated.prepare(converter=False)
+    prompts = read_prompts(request.prompt_set)
     weights = _weigh(request, reporter)
-    store.replay(request.name, weights, _read(request, weights, reporter))
+    store.replay(request.name, weights, _read(request, prompts, weights, reporter))
 
 
 def generate(request: Request, text: str, tokens: int, reporter: Reporter) -> list[Generated]:
@@ -127,10 +129,10 @@ def generate(request: Request, text: str, tokens: int, reporter: Reporter) -> li
     Raises:
         ParityError, ModelError: the weights or the original cannot be used.
     """
-    isolated.preload(converter=bool(request.plan.files))
+    isolated.prepare(converter=bool(request.plan.files))
     weights = _weigh(request, reporter)
     vocab_size = request.model.family.config_from(HFConfig.load(weights.folder)).vocab_size
-    prompts = PromptSet("prompt", "", (Prompt("prompt", text, ""),))
+    prompts = PromptSet("prompt", "", "", (Prompt("prompt", text, ""),))
     with reporter.step("tokenizing"):
         inputs = tokenize(prompts, weights.folder, vocab_size, continuation=0)
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
@@ -156,8 +158,7 @@ def _weigh(request: Request, reporter: Reporter) -> Weights:
         return resolve(request.model, request.weights, progress, reporter.note)
 
 
-def _read(request: Request, weights: Weights, reporter: Reporter) -> Inputs:
-    prompts = read_prompts(request.prompt_set)
+def _read(request: Request, prompts: PromptSet, weights: Weights, reporter: Reporter) -> Inputs:
     vocab_size = request.model.family.config_from(HFConfig.load(weights.folder)).vocab_size
     with reporter.step("tokenizing"):
         return tokenize(prompts, weights.folder, vocab_size)
@@ -213,6 +214,11 @@ class _Findings:
             raise
         except (ParityError, ModelError) as error:
             self.cause = str(error)
+        except OSError as error:
+            self.cause = f"{error}; nothing more could be run"
+        except Exception as error:  # noqa: BLE001  (fail closed: the report is written whatever happened)
+            said = " ".join(str(error).split())[:300]
+            self.cause = f"{type(error).__name__}: {said}; this is a bug of the harness, report it"
 
     def weighed(self, weights: Weights) -> Weights:
         """Note the weights."""

@@ -41,6 +41,7 @@ class Trace:
 
     def save(self, path: Path, dtype: type[np.floating] | None = None) -> None:
         """Write the trace, whole or not at all; ``dtype`` rounds the logits for storage."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         tensors = {}
@@ -55,7 +56,10 @@ class Trace:
             tensors[f"{name}/generated"] = np.asarray(prompt.generated, dtype=np.int64)
             tensors[f"{name}/margins"] = np.asarray(prompt.margins, dtype=np.float64)
         with whole_file(path) as temporary:
-            save_file(tensors, temporary)
+            try:
+                save_file(tensors, temporary)
+            except SafetensorError as error:  # how the library reports a full disk
+                raise OSError(str(error)) from error
 
     @classmethod
     def load(cls, path: Path) -> Trace:

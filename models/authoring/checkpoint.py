@@ -39,6 +39,8 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(_read_index(folder / INDEX).values()))
         if single and names != [SINGLE]:
             raise CheckpointError(f"{folder} has {SINGLE} and shards beside it; remove those that are not the model's")
+        for name in names:
+            _require_file(folder / name)
         return [folder / name for name in names]
     if single:
         return [folder / SINGLE]
@@ -78,8 +80,6 @@ class Checkpoint(Mapping[str, "Tensor"]):
 
     def _safetensors(self, path: Path) -> dict[str, Callable[[], Tensor]]:
         try:
-            if not path.is_file():
-                raise CheckpointError(f"{path} is named by the index but is not there; fetch the checkpoint again")
             handle = self._stack.enter_context(safe_open(path, framework="pt"))
             return {name: partial(handle.get_tensor, name) for name in handle.keys()}  # noqa: SIM118  (no mapping)
         except (SafetensorError, OSError) as error:
@@ -152,6 +152,15 @@ def _code_in(path: Path) -> str:
     with suppress(Exception):
         return min(get_unsafe_globals_in_checkpoint(path), default="")
     return ""
+
+
+def _require_file(path: Path) -> None:
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); fetch the checkpoint again") from None
+    if not there:
+        raise CheckpointError(f"{path} is named by the index but is not there; fetch the checkpoint again")
 
 
 def _read_index(path: Path) -> dict[str, str]:

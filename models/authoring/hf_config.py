@@ -49,6 +49,8 @@ INERT = frozenset(
     }
 )
 
+MOST_LAYERS = 1000
+
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -102,16 +104,22 @@ class HFConfig:
         if value is None and default is None:
             return None
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            value = float(value) if abs(value) < 2**63 else math.inf
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ConfigError(f"{self.source}: {key} is {value!r}, expected {kind.__name__}")
+            raise ConfigError(f"{self.source}: {key} is {value!r}, expected {kind.__name__}; fetch the file again")
         return value
 
     def positive(self, key: str, default: Any = _REQUIRED) -> int:
         """A positive integer, such as a count or a width."""
         value: int = self.take(key, int, default)
-        if value < 1:
-            raise ConfigError(f"{self.source}: {key} is {value}, expected a positive integer")
+        if not 1 <= value < 2**31:
+            raise ConfigError(f"{self.source}: {key} is {value}, expected a positive integer; fetch the file again")
+        return value
+
+    def layers(self, key: str) -> int:
+        """A number of layers; more than any model has is a damaged file, and would exhaust memory."""
+        value = self.positive(key)
+        self.require(value <= MOST_LAYERS, f"{key} is {value}, more than any model has")
         return value
 
     def number(self, key: str, default: Any = _REQUIRED, *, zero: bool = False) -> float:

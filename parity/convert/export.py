@@ -58,7 +58,7 @@ def to_file(
     name = Path(weights).resolve().name if kind_of(weights) == "path" else model.name
     destination = output / file_name(name, chosen.suffix if chosen else "f32", export) if _is_folder(output) else output
     writable(destination)
-    isolated.preload(converter=True)
+    isolated.prepare(converter=True)
     with reporter.step(f"{name}: weights") as progress:
         checkpoint = resolve(model, weights, progress, reporter.note)
     config = model.family.config_from(HFConfig.load(checkpoint.folder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ class Export:
         if not self.prefill_lengths or min(self.prefill_lengths) < 1:
             raise UsageError("--prefill takes positive lengths")
         if len(set(self.prefill_lengths)) != len(self.prefill_lengths):
-            raise UsageError("--prefill names the same length twice")
+            raise UsageError("--prefill names the same length twice; give each once")
         if max(self.prefill_lengths) > self.cache_length:
             raise UsageError(
                 f"--prefill {max(self.prefill_lengths)} does not fit a cache of {self.cache_length}; raise --kv-cache"
@@ -110,8 +109,3 @@ def file_name(model: str, precision: str, export: Export) -> str:
 def default_cache_length(needed: int, multiple: int = 64) -> int:
     """Cache slots for ``needed`` positions, rounded up."""
     return -(-needed // multiple) * multiple
-
-
-def usable_prefill_lengths(lengths: Sequence[int], cache_length: int) -> tuple[int, ...]:
-    """The lengths that fit the cache."""
-    return tuple(length for length in lengths if length <= cache_length)

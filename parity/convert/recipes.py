@@ -44,6 +44,8 @@ def get_recipe(name: str) -> Recipe:
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"{name} is not a file; --recipe takes {', '.join(RECIPES)}, or a recipe's JSON file")
+        if path.stem in (*RECIPES, "original64", "original", "reauthored", "float", "golden"):
+            raise UsageError(f"{name} is named like a rung or recipe that is not it; give the file another name")
         return Recipe(path.stem, str(path.resolve()), path.stem)
     from ai_edge_quantizer import recipe as library
 

@@ -65,7 +65,7 @@ def figure(value: object) -> str:
 def percent(value: object) -> str:
     """One decimal. 100% means all of them, and 0% none: rounding never says so of a share that is only near."""
     found = number(value)
-    if found is None:
+    if found is None or not math.isfinite(found * 100):
         return DASH
     if found in (0, 1):
         return f"{found:.0%}"

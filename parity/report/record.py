@@ -130,6 +130,6 @@ def read_json(path: Path) -> list[Report]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not a report ({error}); run the check again") from None
     records = document.get("models", [document]) if isinstance(document, dict) else None
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise UsageError(f"{path} is not a report; run the check again")
     return [Report.from_json(record) for record in records]

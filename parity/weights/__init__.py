@@ -6,15 +6,15 @@ Whatever the kind, the rest of the project sees a local checkpoint folder in the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
 
 from models.authoring.checkpoint import INDEX, SINGLE, STATE_DICT, weight_files
 from models.authoring.hf_config import HFConfig
@@ -51,7 +51,7 @@ class Weights:
 
 
 def kind_of(weights: str) -> str:
-    """What ``weights`` names: a drawn kind, ``hub``, ``hub@REVISION``, ``kaggle``, ``kaggle@HANDLE``, else a ``path``."""
+    """What ``weights`` names: a drawn kind, ``hub[@REVISION]``, ``kaggle[@HANDLE]``, else a ``path``."""
     kind = weights.partition("@")[0] if weights.startswith(("hub@", "kaggle@")) else weights
     return kind if kind in KINDS else "path"
 
@@ -101,9 +101,12 @@ def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -
     """The folder of a drawn checkpoint and its SHA-256: made on first use, and again whenever it is not as made."""
     import platformdirs
 
-    kind = "tiny" if tiny else "synthetic"
-    folder = platformdirs.user_cache_path("parity", appauthor=False) / "weights" / kind / model.name
-    if sha256 := _intact(folder, model.preset.values(tiny=tiny)):
+    kind, values = "tiny" if tiny else "synthetic", model.preset.values(tiny=tiny)
+    made_from = json.dumps([values, drawing_version()], sort_keys=True).encode()
+    # The name says what it is made from, so that two versions of this project do not undo each other's.
+    name = f"{model.name}-{hashlib.sha256(made_from).hexdigest()[:12]}"
+    folder = platformdirs.user_cache_path("parity", appauthor=False) / "weights" / kind / name
+    if sha256 := _intact(folder):
         return folder, sha256
     shutil.rmtree(folder, ignore_errors=True)
     with whole_folder(folder) as temporary:
@@ -112,19 +115,16 @@ def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -
     return folder, sha256
 
 
-def _intact(folder: Path, values: Mapping[str, Any]) -> str | None:
-    """The SHA-256 of a drawn checkpoint if it is there, was made by this code from these values, and is untouched."""
+def _intact(folder: Path) -> str | None:
+    """The SHA-256 of a drawn checkpoint's weights if it is there and as it was made."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        as_made = (
-            manifest["config"] == values
-            and manifest["drawing"] == drawing_version()
-            and manifest["companions"] == _companions(folder)
-        )
-        sha256 = sha256_of(weight_files(folder)) if as_made else None
+        if manifest["companions"] != _companions(folder):
+            return None
+        sha256 = sha256_of(weight_files(folder))
+        return sha256 if sha256 == manifest["sha256"] else None
     except (OSError, ValueError, KeyError, CheckpointError):
         return None
-    return sha256 if as_made and sha256 == manifest["sha256"] else None
 
 
 def drawing_version() -> str:
@@ -163,9 +163,7 @@ def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *,
     (folder / "config.json").write_text(json.dumps(values, indent=1))
     _copy_tokenizer(folder)
     sha256 = sha256_of(weight_files(folder))
-    companions = _companions(folder)
-    manifest = {"config": values, "drawing": drawing_version(), "companions": companions, "sha256": sha256}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    (folder / "manifest.json").write_text(json.dumps({"companions": _companions(folder), "sha256": sha256}))
     return sha256
 
 

@@ -19,6 +19,7 @@ from parity.trace import PHASES, PromptTrace, Trace
 FILES = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 VOCABULARY = 7
 INPUTS = Inputs(
+    "set.jsonl",
     "the-set",
     "0",
     "0",

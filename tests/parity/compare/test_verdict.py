@@ -19,7 +19,7 @@ from parity.trace import PHASES, PromptTrace, Trace
 
 LAWS = settings(deadline=None, max_examples=60)
 VOCABULARY = 11
-INPUTS = Inputs("set", "0", "0", (TokenizedPrompt("p", (1, 2, 3), (4, 5)), TokenizedPrompt("q", (6,), (7, 8))))
+INPUTS = Inputs("set", "set", "0", "0", (TokenizedPrompt("p", (1, 2, 3), (4, 5)), TokenizedPrompt("q", (6,), (7, 8))))
 
 
 def trace(seed: int = 0, noise: float = 0.0) -> Trace:

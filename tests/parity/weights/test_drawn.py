@@ -28,14 +28,14 @@ def test_tiny_checkpoint_has_the_committed_hash(model: registry.Model) -> None:
     """The bits are those that the recording was made from, on whatever machine that was."""
     store = GoldenStore.default()
     weights = resolve(model, "tiny")
-    assert weights.sha256 == store.of(model.name, weights, "short").facts["identity"]["weights"]
+    assert weights.sha256 == store.of(model.name, weights, model.preset.tiny_prompts).facts["identity"]["weights"]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_next_token_entropy_is_that_of_a_trained_model(model: registry.Model) -> None:
     """Averaged over the default prompts it lies between 1.5 and 3 nats."""
     store = GoldenStore.default()
-    trace = Trace.load(store.of(model.name, resolve(model, "tiny"), "short").path)
+    trace = Trace.load(store.of(model.name, resolve(model, "tiny"), model.preset.tiny_prompts).path)
     logits = np.concatenate([part for prompt in trace.prompts.values() for part in (prompt.prefill, prompt.decode)])
     assert 1.5 <= entropy(logits).mean() <= 3.0
 
@@ -45,7 +45,7 @@ def test_residual_stream_has_outlier_channels(model: registry.Model) -> None:
     """Before the head a few channels are several times larger than the others, and only a few."""
     weights = resolve(model, "tiny")
     loaded = model.family.load(weights.folder)
-    inputs = tokenize(read_prompts("short"), weights.folder, loaded.config.vocab_size)
+    inputs = tokenize(read_prompts(model.preset.tiny_prompts), weights.folder, loaded.config.vocab_size)
     squares = torch.zeros(loaded.config.width)
     with torch.no_grad():
         for prompt in inputs.prompts:
