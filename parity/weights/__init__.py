@@ -51,7 +51,7 @@ class Weights:
 
 
 def kind_of(weights: str) -> str:
-    """What ``weights`` names: a drawn kind, ``hub``, ``hub@REVISION``, ``kaggle``, ``kaggle@HANDLE``, else a ``path``."""
+    """What ``weights`` names: a drawn kind, ``hub[@REVISION]``, ``kaggle[@HANDLE]``, else a ``path``."""
     kind = weights.partition("@")[0] if weights.startswith(("hub@", "kaggle@")) else weights
     return kind if kind in KINDS else "path"
 
