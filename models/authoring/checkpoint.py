@@ -49,7 +49,8 @@ def weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder} has {len(pickled)} {STATE_DICT} files; leave only the model's in it")
     if not pickled:
         raise CheckpointError(
-            f"{folder} has neither {SINGLE} nor {INDEX} nor a {STATE_DICT} state dict; other formats are not read"
+            f"{folder} has neither {SINGLE} nor {INDEX} nor a {STATE_DICT}; only safetensors and Kaggle's state dicts "
+            "are read (other pickles never are)"
         )
     return pickled
 

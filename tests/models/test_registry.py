@@ -12,11 +12,41 @@ import pytest
 
 import models
 from models import registry
+from models.authoring.config import BlockConfig
 from models.authoring.hf_config import HFConfig
 from models.errors import UnknownModelError
 
 EVERY_PRESET = pytest.mark.parametrize("model", list(registry.models()), ids=lambda model: model.name)
 SOURCES = Path(models.__file__).parent
+#: Keys that give the scores' scale otherwise than through the head's size.
+SCALE_KEYS = ("query_pre_attn_scalar",)
+#: The contract's decoder-only text models, and their aliases.
+CONTRACT = {
+    "gemma-2b": (),
+    "gemma-7b": (),
+    "gemma-2-2b": ("gemma2",),
+    "llama-3.2-1b": (),
+    "llama-3.2-3b": (),
+    "tinyllama-1.1b": (),
+    "phi-2": ("phi2",),
+    "phi-3.5-mini": ("phi3.5",),
+    "phi-4-mini": ("phi4",),
+    "openelm-270m": (),
+    "openelm-450m": (),
+    "openelm-1.1b": (),
+    "openelm-3b": (),
+    "smollm-135m": (),
+    "smollm-360m": (),
+    "smollm-1.7b": (),
+    "smollm2-135m": (),
+    "smollm2-360m": (),
+    "smollm2-1.7b": (),
+    "qwen2.5-0.5b": (),
+    "qwen2.5-1.5b": (),
+    "qwen2.5-3b": (),
+    "deepseek-r1-distill-qwen-1.5b": ("deepseek",),
+    "amd-llama-135m": (),
+}
 
 
 def imported_by(path: Path) -> set[str]:
@@ -31,6 +61,17 @@ def imported_by(path: Path) -> set[str]:
             start = ".".join([*base, *([node.module] if node.module else [])])
             found.update({start, *(f"{start}.{alias.name}" for alias in node.names)})
     return found
+
+
+def kind_of(block: BlockConfig) -> tuple[object, ...]:
+    """What a block is, without its sizes."""
+    attention = block.attention
+    return (
+        *(block.attention_norm, block.mlp_norm, block.post_attention_norm, block.post_mlp_norm),
+        *(attention.qkv_bias, attention.output_bias, attention.qk_norm),
+        *(attention.softcap is not None, attention.window is not None),
+        *(block.mlp.activation, block.mlp.gated, block.mlp.bias),
+    )
 
 
 @EVERY_PRESET
@@ -53,15 +94,36 @@ def test_tiny_keeps_every_quirk(model: registry.Model) -> None:
     assert 1 < len(tiny.blocks) < len(full.blocks)
     assert tiny.tied_head == full.tied_head
     assert tiny.final_norm == full.final_norm
+    assert tiny.head_bias == full.head_bias
+    assert (tiny.final_softcap is None) == (full.final_softcap is None)
+    assert [c.embedding_scale == c.width**0.5 for c in (tiny, full)] in ([True, True], [False, False])
+    assert (tiny.embedding_scale == 1.0) == (full.embedding_scale == 1.0)
     assert tiny.rope.theta == full.rope.theta
     assert type(tiny.rope.scaling) is type(full.rope.scaling)
+    layouts = [{kind_of(block) for block in config.blocks} for config in (tiny, full)]
+    assert layouts[0] == layouts[1]  # every kind of block that the model has
+    assert [len({(b.attention.num_heads, b.mlp.hidden) for b in c.blocks}) > 1 for c in (tiny, full)] in (
+        [True, True],
+        [False, False],
+    )
     for small, large in zip(tiny.blocks, full.blocks, strict=False):
         assert small.attention_norm == large.attention_norm
         assert small.mlp_norm == large.mlp_norm
+        assert small.post_attention_norm == large.post_attention_norm
+        assert small.post_mlp_norm == large.post_mlp_norm
         ours, theirs = small.attention, large.attention
         assert ours.num_heads / ours.num_kv_heads == theirs.num_heads / theirs.num_kv_heads
         assert tiny.rope.rotary_dim / ours.head_dim == full.rope.rotary_dim / theirs.head_dim
-        assert ours.scale * ours.head_dim**0.5 == pytest.approx(theirs.scale * theirs.head_dim**0.5, rel=1e-12)
+        if key := next((key for key in SCALE_KEYS if key in model.preset.values()), None):
+            # A number of its own, which at the full size is the head's: the tiny one tells the two apart.
+            small_scale, large_scale = (model.preset.values(tiny=tiny)[key] ** -0.5 for tiny in (True, False))
+            assert (ours.scale, theirs.scale) == (small_scale, large_scale)
+            assert ours.scale != ours.head_dim**-0.5
+        else:
+            assert ours.scale * ours.head_dim**0.5 == pytest.approx(theirs.scale * theirs.head_dim**0.5, rel=1e-12)
+        assert (ours.softcap is None) == (theirs.softcap is None)
+        assert (ours.window is None) == (theirs.window is None)
+        assert ours.qk_norm == theirs.qk_norm
         assert (ours.qkv_bias, ours.output_bias) == (theirs.qkv_bias, theirs.output_bias)
         assert (small.mlp.activation, small.mlp.gated, small.mlp.bias) == (
             large.mlp.activation,
@@ -86,9 +148,12 @@ def test_names_are_unique() -> None:
     assert len(names) == len(set(names))
 
 
-def test_aliases() -> None:
-    """The contract's short names."""
-    assert registry.get("deepseek").name == "deepseek-r1-distill-qwen-1.5b"
+def test_contract() -> None:
+    """Every model that the contract promises is there, under its aliases too."""
+    found = {model.name: model.preset.aliases for model in registry.models()}
+    assert {name: aliases for name, aliases in found.items() if name in CONTRACT} == CONTRACT
+    for name, aliases in CONTRACT.items():
+        assert [registry.get(alias).name for alias in aliases] == [name] * len(aliases)
 
 
 @pytest.mark.parametrize("name", list(registry.FAMILIES))
@@ -116,6 +181,14 @@ def test_family_name_gives_its_smallest_preset(name: str) -> None:
         ("lama", "llama"),
         ("qwen", "qwen2"),
         ("amd-llama-135", "amd-llama-135m"),
+        ("gemma2b", "gemma-2b"),
+        ("gemma2-2b", "gemma-2-2b"),
+        ("gema", "gemma"),
+        ("Phi-2", "phi-2"),
+        ("phi3.5-mini", "phi-3.5-mini"),
+        ("phi-4", "phi4"),
+        ("openelm-1.1", "openelm-1.1b"),
+        ("OpenELM-270M", "openelm-270m"),
     ],
 )
 def test_typos_are_told_what_was_meant(typo: str, meant: str) -> None:
@@ -141,7 +214,7 @@ def test_names_like_nothing(name: str) -> None:
 
 def test_unknown_family_lists_the_families() -> None:
     """A family's name is exact: presets and aliases are none."""
-    for name in ("lama", "deepseek", "llama-3.2-1b"):
+    for name in ("lama", "deepseek", "llama-3.2-1b", "gemma2", "phi3"):
         with pytest.raises(UnknownModelError) as caught:
             registry.family(name)
         assert all(known in str(caught.value) for known in registry.FAMILIES)

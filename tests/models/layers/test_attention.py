@@ -17,19 +17,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models import registry
-from models.authoring.config import AttentionConfig, DecoderConfig
+from models.authoring.config import AttentionConfig, DecoderConfig, NormConfig
 from models.authoring.decoder import DecoderOnlyModel
 from models.authoring.hf_config import HFConfig
-from models.layers.attention import Attention, scaled_dot_product_attention
-from models.layers.mask import BLOCKED, causal_mask
+from models.layers.attention import Attention, scaled_dot_product_attention, soft_cap
+from models.layers.mask import causal_mask
 
 EPS = torch.finfo(torch.float64).eps
 #: Sums of at most a few hundred terms in another order, through three blocks: thousands of roundings in the worst
 #: case, near a hundred in practice. A wrong formula is off by a thousandth at least.
 SUMMATION_ORDER = {"rtol": 1e-12, "atol": 1e-12}
 SLOTS = 24
-#: Grouped (4 to 1, with frequency scaling), one shared head, all heads their own, biases on q, k and v.
-NAMES = ["llama-3.2-1b", "tinyllama-1.1b", "smollm-1.7b", "qwen2.5-0.5b"]
+#: Grouped (4 to 1, with frequency scaling), one shared head, all heads their own, biases on q, k and v; scaled
+#: embeddings, windows and caps, parallel blocks, LongRoPE (whole and partial), QK-norm with layers that differ.
+NAMES = [
+    *("llama-3.2-1b", "tinyllama-1.1b", "smollm-1.7b", "qwen2.5-0.5b"),
+    *("gemma-2b", "gemma-7b", "gemma-2-2b", "phi-2", "phi-3.5-mini", "phi-4-mini", "openelm-270m", "openelm-3b"),
+]
 PRESETS = pytest.mark.parametrize("name", NAMES)
 
 seeds = st.integers(0, 2**31)
@@ -66,9 +70,9 @@ def randomize(module: nn.Module, seed: int) -> None:
         parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
 
 
-def config_of(name: str) -> DecoderConfig:
+def config_of(name: str, **changes: object) -> DecoderConfig:
     model = registry.get(name)
-    return model.family.config_from(HFConfig(model.preset.values(tiny=True), name))
+    return model.family.config_from(HFConfig({**model.preset.values(tiny=True), **changes}, name))
 
 
 @cache
@@ -176,13 +180,47 @@ def test_stale_slots_are_invisible(name: str) -> None:
 
 
 @PRESETS
-@pytest.mark.parametrize("slots", [16, 17, 64])
+@pytest.mark.parametrize("slots", [16, 17, 32, 64])
 def test_cache_length_changes_nothing_visible(name: str, slots: int) -> None:
-    """Logits do not depend on how much room is left."""
+    """Logits do not depend on how much room is left, but for LongRoPE, whose regime the room decides."""
     model = tiny(name)
     tokens = tokens_of(model, 16, seed=4)
     expected, _ = run(model, tokens, model.empty_cache(SLOTS))
-    torch.testing.assert_close(run(model, tokens, model.empty_cache(slots))[0], expected, **SUMMATION_ORDER)
+    found, _ = run(model, tokens, model.empty_cache(slots))
+    boundary = model.config.rope.boundary
+    assert boundary in (None, 32)
+    if boundary is not None and slots > boundary:
+        assert float((found - expected).abs().max()) > 1e-3
+        expected, _ = run(model, tokens, model.empty_cache(boundary + 1))
+    torch.testing.assert_close(found, expected, **SUMMATION_ORDER)
+
+
+@PRESETS
+@pytest.mark.parametrize(("count", "slots"), [(24, 32), (40, 40)])
+def test_long_prefill_is_repeated_decode(name: str, count: int, slots: int) -> None:
+    """Several windows long, and in LongRoPE's other regime, whose frequencies every step of the session has."""
+    model = tiny(name)
+    tokens = tokens_of(model, count, seed=7)
+    at_once, filled = run(model, tokens, model.empty_cache(slots))
+    steps, cache = [], model.empty_cache(slots)
+    for position in range(count):
+        logits, cache = run(model, tokens[:, position : position + 1], cache, position)
+        steps.append(logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), at_once, **SUMMATION_ORDER)
+    assert all(torch.allclose(cache[part], filled[part], **SUMMATION_ORDER) for part in filled)
+
+
+def test_window_forgets() -> None:
+    """Where every layer slides, a token out of every layer's reach changes nothing; within reach it does."""
+    model = DecoderOnlyModel(config_of("gemma-2-2b", layer_types=["sliding_attention"] * 3, sliding_window=3)).eval()
+    randomize(model, seed=0)
+    tokens = tokens_of(model, 12, seed=8)
+    changed = tokens.clone()
+    changed[:, 0] = (changed[:, 0] + 1) % model.config.vocab_size
+    before, after = (run(model, t, model.empty_cache(SLOTS))[0] for t in (tokens, changed))
+    reach = 3 * (3 - 1)  # layers times the positions that each looks back
+    assert (before[:, reach] != after[:, reach]).any()
+    assert torch.equal(before[:, reach + 1 :], after[:, reach + 1 :])
 
 
 @PRESETS
@@ -301,32 +339,95 @@ def test_biases_exist_where_configured(qkv: bool, output: bool) -> None:
     assert biases == {f"{p}_proj.bias" for p in ("qkv" if qkv else "") + ("o" if output else "")}
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    start=st.integers(0, 40),
-    count=st.integers(1, 20),
-    slots=st.integers(1, 50),
-    dtype=st.sampled_from([torch.int32, torch.int64]),
-)
-def test_mask_shows_each_query_its_past_and_itself(start: int, count: int, slots: int, dtype: torch.dtype) -> None:
-    """The query at position p sees the slots up to p and no other: p + 1 of them, in a cache that has as many."""
-    mask = causal_mask(torch.arange(start, start + count, dtype=dtype), slots)
-    assert mask.shape == (1, 1, count, slots)
-    assert set(mask.unique().tolist()) <= {0.0, BLOCKED}
-    for row, position in zip(mask[0, 0], range(start, start + count), strict=True):
-        assert int((row == 0).sum()) == min(position + 1, slots)
-        assert (row[: position + 1] == 0).all()
+caps = st.floats(1e-2, 1e3)
 
 
-def test_blocked_scores_weigh_exactly_nothing() -> None:
-    """In float32, beside the lowest score that could occur and raised by the highest, a blocked slot weighs zero."""
-    blocked = torch.tensor(BLOCKED, dtype=torch.float32)
-    assert torch.isfinite(blocked)
-    scores = torch.stack([torch.tensor(-1e6, dtype=torch.float32), blocked + 1e6])
-    assert scores.softmax(0).tolist() == [1.0, 0.0]
+@settings(deadline=None, max_examples=60)
+@given(cap=caps, scale=st.floats(1e-3, 1e6), dtype=st.sampled_from([torch.float32, torch.float64]), seed=seeds)
+def test_soft_cap_is_never_exceeded(cap: float, scale: float, dtype: torch.dtype, seed: int) -> None:
+    """However large the score, in either precision; order and sign are kept, infinities included."""
+    x = (random(200, seed=seed) * scale * cap).to(dtype).sort().values
+    x = torch.cat([x.new_tensor([-torch.inf]), x, x.new_tensor([torch.inf])])
+    capped = soft_cap(x, cap)
+    assert capped.dtype is dtype
+    assert (capped.abs() <= x.new_tensor(cap)).all()
+    assert (capped.diff() >= 0).all()
+    assert torch.equal(capped.sign(), x.sign())
+    assert torch.equal(soft_cap(-x, cap), -capped)
+    assert capped[-1] == x.new_tensor(cap)
 
 
-def test_two_blocks_added_stay_finite() -> None:
-    """What the comment on BLOCKED promises."""
-    blocked = torch.tensor(BLOCKED, dtype=torch.float32)
-    assert torch.isfinite(blocked + blocked)
+@settings(deadline=None, max_examples=60)
+@given(cap=caps, share=st.floats(1e-6, 1e-2), seed=seeds)
+def test_soft_cap_is_the_identity_near_zero(cap: float, share: float, seed: int) -> None:
+    """tanh(u) = u - u^3/3 + ...: at a share u of the cap the score loses at most a third of u^2 of itself."""
+    x = torch.rand(50, generator=torch.Generator().manual_seed(seed)) * share * cap
+    lost = x - soft_cap(x, cap)
+    assert (lost >= -4 * EPS * x).all()
+    assert (lost <= x * (share**2 / 3 + 4 * EPS)).all()
+    assert torch.equal(soft_cap(torch.zeros(3), cap), torch.zeros(3))
+
+
+@settings(deadline=None, max_examples=25)
+@given(cap=st.floats(0.1, 10), scale=st.floats(0.05, 2), seed=seeds)
+def test_scores_are_scaled_then_capped_then_masked(cap: float, scale: float, seed: int) -> None:
+    """softmax(cap * tanh(q k * scale / cap) + mask) v, one head and query at a time, block-wise shared heads."""
+    query, key, value = (random(2, 5, heads, 4, seed=seed + i) * 3 for i, heads in enumerate((6, 2, 2)))
+    mask = causal_mask(torch.arange(5), 5, 3)
+    ours = scaled_dot_product_attention(query, key, value, mask, scale=scale, softcap=cap)
+    for head in range(6):
+        scores = torch.einsum("bth,bsh->bts", query[:, :, head], key[:, :, head // 3]) * scale
+        weights = (cap * torch.tanh(scores / cap)).masked_fill(mask[0] != 0, -torch.inf).softmax(-1)
+        expected = torch.einsum("bts,bsh->bth", weights, value[:, :, head // 3])
+        torch.testing.assert_close(ours[:, :, head], expected, **SUMMATION_ORDER)
+
+
+def test_huge_cap_is_no_cap() -> None:
+    """And without a cap the numbers are those of before there were any."""
+    query, key, value = (random(1, 5, 2, 4, seed=i) for i in range(3))
+    mask = causal_mask(torch.arange(5), 5)
+    without = scaled_dot_product_attention(query, key, value, mask, scale=0.5)
+    huge = scaled_dot_product_attention(query, key, value, mask, scale=0.5, softcap=1e6)
+    torch.testing.assert_close(huge, without, **SUMMATION_ORDER)
+    small = scaled_dot_product_attention(query, key, value, mask, scale=0.5, softcap=0.1)
+    assert float((small - without).abs().max()) > 1e-2
+
+
+def test_heads_are_normalized_before_they_are_rotated() -> None:
+    """rope(norm(q)), not norm(rope(q)); every head by itself, with one gain for all; values are left alone."""
+    norm = NormConfig(kind="rms", eps=1e-6)
+    config = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=6, scale=0.4, qk_norm=norm)
+    module, x = attention(config, 10, seed=0), random(2, 5, 10, seed=1)
+    assert module.q_norm.weight.shape == module.k_norm.weight.shape == (6,)
+    positions = torch.arange(5)
+    angles = positions[:, None].to(x.dtype).expand(-1, 3)
+    turn = torch.polar(torch.ones_like(angles), angles)[None, :, None]
+
+    def rotated(heads: Tensor) -> Tensor:
+        turned = torch.complex(heads[..., :3], heads[..., 3:]) * turn
+        return torch.cat([turned.real, turned.imag], dim=-1)
+
+    def normed(heads: Tensor, gain: Tensor) -> Tensor:
+        return heads / (heads.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
+
+    projected = {part: (x @ getattr(module, f"{part}_proj").weight.T).unflatten(-1, (-1, 6)) for part in "qkv"}
+    mask = causal_mask(positions, 5)
+
+    def whole(query: Tensor, key: Tensor) -> Tensor:
+        attended = scaled_dot_product_attention(query, key, projected["v"], mask, scale=0.4)
+        return attended.flatten(2) @ module.o_proj.weight.T
+
+    right = whole(
+        rotated(normed(projected["q"], module.q_norm.weight)), rotated(normed(projected["k"], module.k_norm.weight))
+    )
+    other = whole(
+        normed(rotated(projected["q"]), module.q_norm.weight), normed(rotated(projected["k"]), module.k_norm.weight)
+    )
+    torch.testing.assert_close(attend(module, x), right, **SUMMATION_ORDER)
+    assert float((right - other).abs().max()) > 1e-3  # the gains differ from channel to channel
+
+
+def test_without_a_head_norm_there_is_none() -> None:
+    """No parameter for it, and the cache holds rotated keys as they were projected."""
+    module = with_biases()
+    assert not {name for name, _ in module.named_parameters() if "norm" in name}

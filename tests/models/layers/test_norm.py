@@ -75,6 +75,32 @@ def test_rms_gain_is_linear(factor: float, seed: int) -> None:
     torch.testing.assert_close(scaled(x), factor * gained(x), rtol=4 * EPS, atol=0)
 
 
+@LAWS
+@given(offset=st.sampled_from([1.0, -1.0, 0.5]), seed=seeds)
+def test_rms_offset_is_added_to_the_stored_gain(offset: float, seed: int) -> None:
+    """Offset 1 and weight w are the same bits as offset 0 and weight 1 + w; the stored weight stays w."""
+    x, stored, plain = random(3, WIDTH, seed=seed), rms(1e-6, seed=seed + 1), rms(1e-6)
+    weight = stored.weight.clone()
+    stored.gain_offset = offset
+    plain.weight.copy_(weight + offset)
+    assert torch.equal(stored(x), plain(x))
+    assert torch.equal(stored.weight, weight)
+
+
+def test_rms_offset_equals_gemmas() -> None:
+    """The same numbers as transformers' own Gemma norms, which store the gain less one."""
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+
+    x = random(5, 7, WIDTH, seed=0).float()
+    ours = build_norm(NormConfig(kind="rms", eps=1e-6, gain_offset=1.0), WIDTH).requires_grad_(requires_grad=False)
+    ours.weight.copy_(random(WIDTH, seed=1))
+    for kind in (GemmaRMSNorm, Gemma2RMSNorm):
+        theirs = kind(WIDTH, eps=1e-6)
+        theirs.load_state_dict(ours.state_dict())
+        torch.testing.assert_close(ours(x), theirs(x).detach(), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("eps", [1e-6, 1e-5, 0.5])
 def test_rms_equals_torch(eps: float) -> None:
     """The same numbers as torch.nn.RMSNorm, small inputs included, where eps decides."""
@@ -91,9 +117,13 @@ def test_rms_of_zero_is_zero() -> None:
     )
 
 
-def test_fused_rms_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_fused_rms_gives_the_same_bits(offset: float) -> None:
     """Marks for the converter change no number."""
-    plain, fused = (RMSNorm(WIDTH, 1e-5, fused=fused).requires_grad_(requires_grad=False) for fused in (False, True))
+    plain, fused = (
+        RMSNorm(WIDTH, 1e-5, gain_offset=offset, fused=fused).requires_grad_(requires_grad=False)
+        for fused in (False, True)
+    )
     plain.weight.copy_(random(WIDTH, seed=0))
     fused.load_state_dict(plain.state_dict())
     x = random(2, 3, WIDTH, seed=1).float()
@@ -130,6 +160,13 @@ def test_layer_equals_torch(eps: float) -> None:
     torch.testing.assert_close(norm(x), formula, **ROUNDINGS)
 
 
+def test_no_norm_leaves_everything_as_it_is() -> None:
+    """Nothing configured: no parameters, the very same tensor."""
+    x, norm = random(2, WIDTH, seed=0), build_norm(None, WIDTH)
+    assert norm(x) is x
+    assert not list(norm.parameters())
+
+
 @pytest.mark.parametrize(("kind", "expected"), [("rms", RMSNorm), ("layer", LayerNorm)])
 def test_build_norm(kind: str, expected: type) -> None:
     """The configuration chooses the kind and carries its eps."""
@@ -137,3 +174,12 @@ def test_build_norm(kind: str, expected: type) -> None:
     assert type(norm) is expected
     assert norm.eps == 0.125
     assert all(parameter.shape == (WIDTH,) for parameter in norm.parameters())
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_build_norm_carries_the_offset(offset: float) -> None:
+    """With it, a weight of zero is a gain of one."""
+    norm = build_norm(NormConfig(kind="rms", eps=1e-6, gain_offset=offset), WIDTH)
+    assert norm.gain_offset == offset
+    norm.requires_grad_(requires_grad=False).weight.zero_()
+    assert float(norm(torch.ones(1, WIDTH)).mean()) == pytest.approx(offset, abs=1e-6)

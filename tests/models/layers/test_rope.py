@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import registry
-from models.authoring.config import Llama3Scaling, RopeConfig
+from models.authoring.config import Llama3Scaling, LongRopeScaling, RopeConfig
 from models.authoring.hf_config import HFConfig
-from models.layers.rope import RopeTables, apply_rope, inverse_frequencies
+from models.layers.rope import RopeTables, apply_rope, factors, inverse_frequencies
 
 LAWS = settings(deadline=None, max_examples=40)
 EPS = torch.finfo(torch.float64).eps
@@ -248,3 +249,145 @@ def test_tables_are_the_angles_of_the_positions(dtype: torch.dtype) -> None:
     assert cos.shape == sin.shape == (4, rope.rotary_dim // 2)
     assert torch.equal(cos, angles.cos())
     assert torch.equal(sin, angles.sin())
+
+
+@st.composite
+def longropes(draw: st.DrawFn) -> RopeConfig:
+    """LongRoPE with both lists drawn, which differ in every place."""
+    pairs = draw(st.integers(1, 16))
+    short = draw(st.lists(st.floats(0.5, 4), min_size=pairs, max_size=pairs))
+    long = draw(st.lists(st.floats(5, 80), min_size=pairs, max_size=pairs))
+    scaling = LongRopeScaling(
+        short_factors=tuple(short),
+        long_factors=tuple(long),
+        original_max_positions=draw(st.integers(2, 5000)),
+        attention_factor=draw(st.floats(0.25, 4)),
+    )
+    return RopeConfig(theta=draw(thetas), rotary_dim=2 * pairs, scaling=scaling)
+
+
+def tables(config: RopeConfig, at: list[int], cache_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = RopeTables(config).double()(torch.tensor(at), cache_length=cache_length)
+    return cos, sin
+
+
+@pytest.mark.usefixtures("default_float64")
+@LAWS
+@given(pairs=st.integers(1, 16), theta=thetas, at=st.lists(positions, min_size=1, max_size=4), slots=positions)
+def test_longrope_of_ones_is_plain(pairs: int, theta: float, at: list[int], slots: int) -> None:
+    """Every factor 1 and the attention factor 1: the same bits as without scaling, in both regimes."""
+    ones = LongRopeScaling(
+        short_factors=(1.0,) * pairs, long_factors=(1.0,) * pairs, original_max_positions=4096, attention_factor=1.0
+    )
+    config = RopeConfig(theta=theta, rotary_dim=2 * pairs, scaling=ones)
+    plain = tables(replace(config, scaling=None), at, slots)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tables(config, at, slots), plain, strict=True))
+
+
+@pytest.mark.usefixtures("default_float64")
+@LAWS
+@given(config=longropes(), at=st.lists(positions, min_size=1, max_size=4), past=st.booleans())
+def test_longrope_scales_cosines_and_sines(config: RopeConfig, at: list[int], past: bool) -> None:
+    """Tables are those of the divided frequencies, times the attention factor, which both regimes share."""
+    assert isinstance(config.scaling, LongRopeScaling)
+    slots = config.scaling.original_max_positions + past
+    divisors = config.scaling.long_factors if past else config.scaling.short_factors
+    frequencies = unscaled(config) / torch.tensor(divisors, dtype=torch.float64)
+    assert torch.equal(inverse_frequencies(config, slots), frequencies)
+    angles = torch.tensor(at, dtype=torch.float64)[:, None] * frequencies
+    cos, sin = tables(config, at, slots)
+    assert torch.equal(cos, angles.cos() * config.scaling.attention_factor)
+    assert torch.equal(sin, angles.sin() * config.scaling.attention_factor)
+    # The scores of two rotated vectors are scaled by the square; 0 and 1e-12 beside it is the sum's rounding.
+    size = torch.full_like(cos, config.scaling.attention_factor**2)
+    torch.testing.assert_close(cos**2 + sin**2, size, rtol=8 * EPS, atol=0)
+
+
+@LAWS
+@given(config=longropes(), less=st.integers(0, 5000), more=st.integers(1, 5000))
+def test_longrope_regime_changes_just_past_the_boundary(config: RopeConfig, less: int, more: int) -> None:
+    """A session of the boundary's length or less is short, of one more or longer is long, whatever the positions."""
+    scaling = config.scaling
+    assert isinstance(scaling, LongRopeScaling)
+    boundary = scaling.original_max_positions
+    assert config.boundary == boundary
+    assert factors(scaling, boundary) == factors(scaling, max(0, boundary - less)) == scaling.short_factors
+    assert factors(scaling, boundary + 1) == factors(scaling, boundary + more) == scaling.long_factors
+    module, at = RopeTables(config), torch.arange(3)
+    (short, _), (long, _) = (module(at, cache_length=slots) for slots in (boundary, boundary + 1))
+    assert torch.equal(module(at, cache_length=max(0, boundary - less))[0], short)
+    assert torch.equal(module(at, cache_length=boundary + more)[0], long)
+    assert torch.equal(module.frequencies, inverse_frequencies(config, boundary).float())
+    assert torch.equal(module.long_frequencies, inverse_frequencies(config, boundary + 1).float())
+    assert not torch.equal(short, long)
+
+
+def test_only_longrope_has_a_boundary() -> None:
+    """The regime of every other preset does not depend on the session."""
+    for model in registry.models():
+        rope = rope_of(model.name, tiny=False)
+        assert (rope.boundary is None) == (model.name not in ("phi-3.5-mini", "phi-4-mini"))
+        if rope.boundary is None:
+            assert torch.equal(inverse_frequencies(rope, 1), inverse_frequencies(rope, 10**6))
+
+
+@pytest.mark.parametrize("name", ["phi-3.5-mini", "phi-4-mini"])
+@pytest.mark.parametrize("tiny", [True, False])
+def test_longrope_equals_the_original(name: str, tiny: bool) -> None:
+    """The presets' frequencies and attention factor are transformers' own, on either side of the boundary."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = rope_of(name, tiny=tiny)
+    assert isinstance(rope.scaling, LongRopeScaling)
+    config = AutoConfig.for_model(**deepcopy(registry.get(name).preset.values(tiny=tiny)))
+    boundary = rope.scaling.original_max_positions
+    found = []
+    for length in (1, boundary, boundary + 1, 4 * boundary):
+        theirs, attention_factor = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=length)
+        # Float32 in the original, as above, and one more rounding for the factor.
+        torch.testing.assert_close(inverse_frequencies(rope, length), theirs.double(), rtol=2e-6, atol=0)
+        assert rope.scaling.attention_factor == attention_factor
+        found.append(theirs)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[3])
+    assert not torch.equal(found[1], found[2])
+
+
+@pytest.mark.parametrize("name", ["phi-3.5-mini", "phi-4-mini"])
+def test_published_attention_factor(name: str) -> None:
+    """From 4096 to 131072 positions: sqrt(1 + ln 32 / ln 4096) = sqrt(17 / 12)."""
+    scaling = rope_of(name, tiny=False).scaling
+    assert isinstance(scaling, LongRopeScaling)
+    assert scaling.attention_factor == pytest.approx((17 / 12) ** 0.5, rel=1e-15)
+    assert scaling.original_max_positions == 4096
+    assert len(scaling.short_factors) == len(scaling.long_factors) == 48
+
+
+def test_longrope_survives_the_meta_device() -> None:
+    """Both sets of frequencies are there in a model built without memory, and in no checkpoint."""
+    rope = rope_of("phi-3.5-mini", tiny=False)
+    with torch.device("meta"):
+        module = RopeTables(rope)
+    assert torch.equal(module.frequencies, inverse_frequencies(rope, 4096).float())
+    assert torch.equal(module.long_frequencies, inverse_frequencies(rope, 4097).float())
+    assert not module.state_dict()
+
+
+@pytest.mark.parametrize(("name", "rotated", "head_dim"), [("phi-2", 32, 80), ("phi-4-mini", 96, 128)])
+@pytest.mark.parametrize("tiny", [True, False])
+@pytest.mark.parametrize("slots", [16, 8192])
+def test_partial_rotary_of_the_presets(name: str, rotated: int, head_dim: int, tiny: bool, slots: int) -> None:
+    """The tail comes out bit for bit, unscaled too; what is rotated has frequencies of its own size, not the head's."""
+    model = registry.get(name)
+    config = model.family.config_from(HFConfig(model.preset.values(tiny=tiny), name))
+    size, part = config.blocks[0].attention.head_dim, config.rope.rotary_dim
+    assert part / size == rotated / head_dim
+    assert tiny or (part, size) == (rotated, head_dim)
+    x = random(1, 6, 2, size, seed=0).float()
+    cos, sin = RopeTables(config.rope)(torch.arange(6), cache_length=slots)
+    turned = apply_rope(x, cos, sin)
+    assert cos.shape == (6, part // 2)
+    assert torch.equal(turned[..., part:], x[..., part:])
+    assert (turned[:, 1:, :, :part] != x[:, 1:, :, :part]).any(dim=1).all()
+    assert unscaled(config.rope)[1] == pytest.approx(config.rope.theta ** (-2 / part), rel=1e-12)
