@@ -22,7 +22,7 @@ def read_gemma(source: HFConfig) -> DecoderConfig:
     source.expect("hidden_act", "gelu", "gelu_pytorch_tanh")
     source.expect("hidden_activation", "gelu_pytorch_tanh")
     head_dim = source.positive("head_dim", 256)
-    attention = _attention(source, head_dim, scale=head_dim**-0.5)
+    attention = _attention(source, head_dim, kv_heads_default=16, scale=head_dim**-0.5)
     block = BlockConfig(attention_norm=_norm(source), attention=attention, mlp_norm=_norm(source), mlp=_mlp(source))
     return _decoder(source, (block,) * source.layers("num_hidden_layers"), final_softcap=None)
 
@@ -43,7 +43,12 @@ def read_gemma2(source: HFConfig) -> DecoderConfig:
         BlockConfig(
             attention_norm=_norm(source),
             attention=_attention(
-                source, head_dim, scale=scale, softcap=softcap, window=window if kind == "sliding_attention" else None
+                source,
+                head_dim,
+                kv_heads_default=4,
+                scale=scale,
+                softcap=softcap,
+                window=window if kind == "sliding_attention" else None,
             ),
             post_attention_norm=_norm(source),
             mlp_norm=_norm(source),
@@ -60,11 +65,17 @@ def _norm(source: HFConfig) -> NormConfig:
 
 
 def _attention(
-    source: HFConfig, head_dim: int, *, scale: float, softcap: float | None = None, window: int | None = None
+    source: HFConfig,
+    head_dim: int,
+    *,
+    kv_heads_default: int,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
 ) -> AttentionConfig:
     source.expect("use_bidirectional_attention", False)
     heads = source.positive("num_attention_heads")
-    kv_heads = source.positive("num_key_value_heads", heads)
+    kv_heads = source.positive("num_key_value_heads", kv_heads_default)
     source.require(heads % kv_heads == 0, "num_attention_heads is not a multiple of num_key_value_heads")
     bias = source.take("attention_bias", bool, False)
     return AttentionConfig(

@@ -24,6 +24,7 @@ def read_config(source: HFConfig) -> DecoderConfig:
     source.ignore("rope_max_length")  # how long a table the original keeps
     norm = NormConfig(kind="rms", eps=1e-6)  # fixed in the architecture
     head_dim = source.positive("head_dim")
+    source.require(head_dim % 2 == 0, f"head_dim {head_dim} is odd, rotated channels come in pairs")
     layout = read_layout(source, head_dim)
     activation = source.activation("activation_fn_name")
     blocks = tuple(
@@ -57,22 +58,28 @@ def read_layout(source: HFConfig, head_dim: int) -> list[tuple[int, int, int]]:
         shared = source.counts("num_kv_heads", layers)
         source.ignore("qkv_multipliers")  # what the lists were made from
     else:
-        ramp = _ramp(source.take("qkv_multipliers", list), layers)
+        ramp = _ramp(source.numbers("qkv_multipliers", 2, why="a ramp"), layers)
         query = tuple(make_divisible(width * factor, head_dim * groups) // head_dim for factor in ramp)
         shared = tuple(heads // groups for heads in query)
     source.require(all(q % k == 0 for q, k in zip(query, shared, strict=True)), "query heads cannot be shared evenly")
-    multipliers = source.take("ffn_multipliers", list)
-    if len(multipliers) == 2 != layers:  # the two ends of the ramp
+    ends = len(source.take("ffn_multipliers", list)) == 2 != layers  # of the ramp, else one a layer
+    found = len(source.take("ffn_multipliers", list))
+    source.require(ends or found == layers, f"ffn_multipliers has {found} entries for {layers} layers")
+    multipliers = source.numbers("ffn_multipliers", found, why="a ramp")
+    if ends:
         multipliers = _ramp(multipliers, layers)
-    source.require(len(multipliers) == layers, f"ffn_multipliers has {len(multipliers)} entries for {layers} layers")
     hidden = tuple(make_divisible(factor * width, divisor) for factor in multipliers)
     return list(zip(query, shared, hidden, strict=True))
 
 
-def _ramp(ends: list[float], layers: int) -> list[float]:
-    """Even steps from the first to the last of ``ends``, rounded to two decimals as the original does before use."""
-    first, last = ends[0], ends[-1]
-    return [round(first + (last - first) * layer / max(1, layers - 1), 2) for layer in range(layers)]
+def _ramp(ends: tuple[float, ...], layers: int) -> tuple[float, ...]:
+    """Even steps from the first to the last of ``ends``, rounded to two decimals as the original does before use.
+
+    The original rounds as numpy does: the hundredfold to an integer, half to even.
+    """
+    first, last = ends
+    step = (last - first) / max(1, layers - 1)
+    return tuple(round((first + step * layer) * 100) / 100 for layer in range(layers))
 
 
 def make_divisible(value: float, unit: int) -> int:

@@ -43,7 +43,7 @@ def read_phi3(source: HFConfig) -> DecoderConfig:
     mlp = MLPConfig(hidden=source.positive("intermediate_size"), activation=activation, gated=True)
     block = BlockConfig(attention_norm=norm, attention=attention, mlp_norm=norm, mlp=mlp)
     source.ignore("original_max_position_embeddings")  # read with the rotary embedding where that is LongRoPE
-    return _decoder(source, block, norm, default_rotary=1.0, head_bias=False)
+    return _decoder(source, block, norm, default_rotary=1.0, head_bias=False, original=4096)
 
 
 def _attention(source: HFConfig, *, bias: bool, window: int | None = None) -> AttentionConfig:
@@ -63,13 +63,19 @@ def _attention(source: HFConfig, *, bias: bool, window: int | None = None) -> At
 
 
 def _decoder(
-    source: HFConfig, block: BlockConfig, norm: NormConfig, *, default_rotary: float, head_bias: bool
+    source: HFConfig,
+    block: BlockConfig,
+    norm: NormConfig,
+    *,
+    default_rotary: float,
+    head_bias: bool,
+    original: int | None = None,
 ) -> DecoderConfig:
     return DecoderConfig(
         vocab_size=source.positive("vocab_size"),
         width=source.positive("hidden_size"),
         max_positions=source.positive("max_position_embeddings"),
-        rope=source.rope(block.attention.head_dim, partial=default_rotary),
+        rope=source.rope(block.attention.head_dim, partial=default_rotary, original_default=original),
         blocks=(block,) * source.layers("num_hidden_layers"),
         final_norm=norm,
         tied_head=source.take("tie_word_embeddings", bool, False),

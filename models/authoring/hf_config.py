@@ -180,11 +180,18 @@ class HFConfig:
             raise ConfigError(f"{self.source}: {key} = {name!r} is not supported (only {', '.join(_ACTIVATIONS)})")
         return _ACTIVATIONS[name]
 
-    def rope(self, head_dim: int, *, partial: float | None = None, default_theta: float = 10000.0) -> RopeConfig:
+    def rope(
+        self,
+        head_dim: int,
+        *,
+        partial: float | None = None,
+        default_theta: float = 10000.0,
+        original_default: int | None = None,
+    ) -> RopeConfig:
         """The rotary embedding, from either spelling, over heads of ``head_dim`` channels.
 
         ``partial`` is the architecture's default for ``partial_rotary_factor``; where it heeds no such key, the key is
-        refused.
+        refused. ``original_default`` is its default for an outer ``original_max_position_embeddings``.
         """
         self._known.update(("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"))
         rope: dict[str, Any] = {}
@@ -211,7 +218,7 @@ class HFConfig:
             raise ConfigError(f"{self.source}: {rotary_dim} of {head_dim} rotated channels is no even part of a head")
         scaling: Llama3Scaling | LongRopeScaling | None = None
         if kind == "longrope":
-            scaling = self._longrope(nested, rotary_dim // 2)
+            scaling = self._longrope(nested, rotary_dim // 2, original_default)
         elif kind == "llama3":
             scaling = Llama3Scaling(
                 factor=nested.number("factor"),
@@ -226,11 +233,13 @@ class HFConfig:
         nested.finish()
         return RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=scaling)
 
-    def _longrope(self, nested: HFConfig, pairs: int) -> LongRopeScaling:
+    def _longrope(self, nested: HFConfig, pairs: int, original_default: int | None) -> LongRopeScaling:
         """LongRoPE's factors; the attention factor follows from the two context lengths unless it is given."""
         key = "original_max_position_embeddings"  # some files say it inside, some outside, some in both places
-        original = nested.positive(key, self.positive(key) if self.has(key) else _REQUIRED)
-        self.require(not self.has(key) or self.positive(key) == original, f"{key} is given twice and differs")
+        outside = self.positive(key, original_default) if self.has(key) or original_default else None
+        original = nested.positive(key, outside or _REQUIRED)
+        self.require(outside in (None, original), f"{key} is given twice and differs")
+        self.require(original > 1, f"{key} is {original}, which has no logarithm to divide by")
         ratio = nested.number("factor", self.positive("max_position_embeddings") / original)
         implied = 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(original))
         why = f"a rotated size of {2 * pairs}"

@@ -152,7 +152,6 @@ def test_rule_is_the_published_one(
     assert layout(read(values)) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="bug: ramps are not rounded as numpy rounds; steps that end in 5 differ")
 @pytest.mark.parametrize(("layers", "width"), [(21, 1152), (21, 1408), (21, 1792)])
 def test_steps_that_end_in_five_are_rounded_as_the_original_does(layers: int, width: int, openelm_lists: Lists) -> None:
     """Of a size nobody published, from the ramps' ends alone: 21 layers from 0.5 to 1 step by 0.025."""

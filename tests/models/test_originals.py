@@ -94,10 +94,6 @@ def test_variants_are_the_originals(variant: str, count: int, slots: int, both_l
     assert distance(*both_logits(VARIANTS[variant], count, slots)) < CLOSE
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: Phi3Config's original_max_position_embeddings outside (4096 if absent) wins over the one inside",
-)
 @pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
 def test_context_inside_the_rope_object_alone(spelling: str, both_logits: Pair) -> None:
     """A Phi-3 file without the outer key means 4096 to the original, whatever is inside: compute that, or refuse."""
