@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 RUNS = 5
-TINY = ("smollm-135m", "llama-3.2-1b", "qwen2.5-0.5b")
+TINY = ("smollm-135m", "qwen2.5-0.5b")
 FULL = "smollm-135m"
 
 HEADER = """\

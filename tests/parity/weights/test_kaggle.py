@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -32,6 +33,9 @@ from parity.progress import Reporter
 from parity.weights import kind_of, resolve
 from parity.weights.kaggle import download
 from parity.weights.published import completed, published
+
+# The client leaves its connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 HANDLE = "google/gemma/pyTorch/2b"
 VERSION = 3
@@ -98,12 +102,27 @@ class Answer(BaseHTTPRequestHandler):
         self.close_connection = cut
 
 
+class Server(ThreadingHTTPServer):
+    """Silent when the client hangs up."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def connections() -> Iterator[None]:
+    """Collect what a test's client leaves behind while it may, not in some later test."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def kaggle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kaggle]:
     """A Kaggle of our own that has one model, for an account that has accepted its licence."""
     state = Kaggle(dict(FILES))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("AnswerHere", (Answer,), {"kaggle": state}))
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), type("AnswerHere", (Answer,), {"kaggle": state}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     state.url = f"http://127.0.0.1:{server.server_address[1]}"
