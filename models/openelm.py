@@ -20,13 +20,14 @@ def read_config(source: HFConfig) -> DecoderConfig:
     source.expect("normalize_qk_projections", True)
     source.expect("normalization_layer_name", "rms_norm")
     source.expect("share_input_output_layers", True)
+    source.take("activation_fn_name", str)  # absent is no default here
+    source.expect("activation_fn_name", "swish", "silu")
     source.expect("tie_word_embeddings", True)
     source.ignore("rope_max_length")  # how long a table the original keeps
     norm = NormConfig(kind="rms", eps=1e-6)  # fixed in the architecture
     head_dim = source.positive("head_dim")
     source.require(head_dim % 2 == 0, f"head_dim {head_dim} is odd, rotated channels come in pairs")
     layout = read_layout(source, head_dim)
-    activation = source.activation("activation_fn_name")
     blocks = tuple(
         BlockConfig(
             attention_norm=norm,
@@ -34,7 +35,7 @@ def read_config(source: HFConfig) -> DecoderConfig:
                 num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5, qk_norm=norm
             ),
             mlp_norm=norm,
-            mlp=MLPConfig(hidden=hidden, activation=activation, gated=True),
+            mlp=MLPConfig(hidden=hidden, activation="silu", gated=True),
         )
         for heads, kv_heads, hidden in layout
     )
@@ -111,6 +112,8 @@ def weight_map(config: DecoderConfig) -> Iterator[Operation]:
         yield Split(f"{layer}.ffn.proj_1.weight", gate_up, (block.mlp.hidden, block.mlp.hidden))
 
 
+#: OpenELM was trained with this tokenizer and its repositories do not carry it.
+_TOKENIZER = "meta-llama/Llama-2-7b-hf"
 _BASE = {
     "architectures": ["OpenELMForCausalLM"],
     "model_type": "openelm",
@@ -150,6 +153,7 @@ FAMILY = Family(
         Preset(
             name="openelm-270m",
             repo="apple/OpenELM-270M",
+            tokenizer=_TOKENIZER,
             parameters=271_527_168,
             config={**_BASE, **_sizes(1280, 16, 64)},
             tiny=_tiny(96, 3),
@@ -157,6 +161,7 @@ FAMILY = Family(
         Preset(
             name="openelm-450m",
             repo="apple/OpenELM-450M",
+            tokenizer=_TOKENIZER,
             parameters=457_179_136,
             config={**_BASE, **_sizes(1536, 20, 64)},
             tiny=_tiny(96, 4),
@@ -164,6 +169,7 @@ FAMILY = Family(
         Preset(
             name="openelm-1.1b",
             repo="apple/OpenELM-1_1B",
+            tokenizer=_TOKENIZER,
             parameters=1_079_891_456,
             config={**_BASE, **_sizes(2048, 28, 64)},
             tiny=_tiny(128, 3),
@@ -171,6 +177,7 @@ FAMILY = Family(
         Preset(
             name="openelm-3b",
             repo="apple/OpenELM-3B",
+            tokenizer=_TOKENIZER,
             parameters=3_036_647_424,
             config={**_BASE, **_sizes(3072, 36, 128)},
             tiny=_tiny(128, 4),

@@ -74,6 +74,13 @@ Prefill = Annotated[
     list[int] | None, typer.Option("--prefill", min=1, help="Length of a prefill signature; repeatable.")
 ]
 KVCache = Annotated[int | None, typer.Option("--kv-cache", min=1, help="Cache length in positions.")]
+RemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let an original that transformers lacks run the code in its repository, on your machine.",
+    ),
+]
 GoldenDir = Annotated[Path | None, typer.Option("--golden-dir", help="Where recordings are kept.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the report as Markdown.")]
@@ -116,6 +123,7 @@ def check(
     kv_cache: KVCache = None,
     golden: Annotated[bool, typer.Option("--golden", help="Gate on the recording, without the original.")] = False,
     golden_dir: GoldenDir = None,
+    trust_remote_code: RemoteCode = False,
     json: JsonFile = None,
     markdown: MarkdownFile = None,
     html: HtmlFile = None,
@@ -140,6 +148,7 @@ def check(
             prefill_lengths=prefill or PREFILL_LENGTHS,
             cache_length=kv_cache,
             golden=store if golden else None,
+            remote_code=trust_remote_code,
         )
         for model in _select(names)
     ]
@@ -203,6 +212,7 @@ def generate(
     recipe: Recipes = None,
     rung: Rungs = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to generate.")] = 32,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Greedy generation from the same prompt on every rung, side by side."""
     from rich.console import Console
@@ -211,7 +221,13 @@ def generate(
     from parity.pipeline import generate as run
     from parity.report.side_by_side import render_generation
 
-    request = Request(model=_select([name])[0], weights=weights, recipes=_expand(recipe), rungs=rung or ())
+    request = Request(
+        model=_select([name])[0],
+        weights=weights,
+        recipes=_expand(recipe),
+        rungs=rung or (),
+        remote_code=trust_remote_code,
+    )
     results = run(request, text, tokens, _reporter())
     render_generation(results, Console())
     raise typer.Exit(INCONCLUSIVE if any(result.cause for result in results) else PASSED)
@@ -256,6 +272,7 @@ def golden_record(
     prompts: Prompts = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace recordings that exist.")] = False,
     golden_dir: GoldenDir = None,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Run the original and record it."""
     from parity.golden import GoldenStore
@@ -263,7 +280,7 @@ def golden_record(
 
     store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
     for model in _select(names):
-        request = Request(model=model, weights=weights, prompts=prompts)
+        request = Request(model=model, weights=weights, prompts=prompts, remote_code=trust_remote_code)
         recording = record_golden(request, store, _reporter(), overwrite=overwrite)
         typer.echo(f"{recording.path}  {recording.size / 1e3:,.0f} kB")
 

@@ -105,6 +105,7 @@ class Ladder:
     generate: int
     scratch: Path
     reporter: Reporter
+    remote_code: bool = False
 
     @property
     def small(self) -> bool:
@@ -133,8 +134,8 @@ class Ladder:
         """
         try:
             with published(self.model.family.name, self.weights.folder, self.scratch, self.reporter) as folder:
-                oracle = self.run(Original(folder, "float64", self.threads))
-                return oracle, self.run(Original(folder, "float32", self.threads))
+                oracle = self.run(Original(folder, "float64", self.threads, self.remote_code))
+                return oracle, self.run(Original(folder, "float32", self.threads, self.remote_code))
         except ParityError:
             # Strict loading names the tensor and the remedy, where the original's library often names neither.
             isolated.run("loading", partial(_load_strictly, self.model.family.name, self.weights.folder))

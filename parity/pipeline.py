@@ -40,6 +40,7 @@ GENERATED_TOKENS = 8
 class Request:
     """What to run. ``rungs`` names rungs or recipes; ``golden`` replaces the original by its recording.
 
+    ``remote_code`` lets an original that transformers lacks run the code published with it.
     ``prompt_set`` is the set asked for, or the default: ``short``, or the one that shows a tiny model's quirks.
     """
 
@@ -51,6 +52,7 @@ class Request:
     prefill_lengths: Sequence[int] = PREFILL_LENGTHS
     cache_length: int | None = None
     golden: GoldenStore | None = None
+    remote_code: bool = False
     plan: Plan = field(init=False)
     prompt_set: str = field(init=False)
 
@@ -155,7 +157,7 @@ def _decode(folder: Path, sequences: list[tuple[int, ...]], progress: isolated.P
 
 def _weigh(request: Request, reporter: Reporter) -> Weights:
     with reporter.step(f"{request.name}: weights") as progress:
-        return resolve(request.model, request.weights, progress, reporter.note)
+        return resolve(request.model, request.weights, progress, reporter.note, remote_code=request.remote_code)
 
 
 def _read(request: Request, prompts: PromptSet, weights: Weights, reporter: Reporter) -> Inputs:
@@ -179,6 +181,7 @@ def _ladder(
         generate=generate_tokens,
         scratch=scratch,
         reporter=reporter,
+        remote_code=request.remote_code,
     )
 
 
@@ -291,5 +294,5 @@ def _rung_record(rung: Rung) -> RungRecord:
         name=rung.name,
         seconds=cost.seconds if cost else None,
         peak_rss_mb=cost.peak_rss_mb if cost else None,
-        artifact=rung.artifact,
+        artifact={**rung.artifact, **({"note": cost.note} if cost and cost.note else {})},
     )

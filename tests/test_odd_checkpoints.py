@@ -28,29 +28,66 @@ SIZES = {
 }
 
 
+#: What each original is called in transformers, and what makes it odd beyond the sizes.
+LLAMA = ("Llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True})
+QWEN2 = ("Qwen2", {"tie_word_embeddings": False})
+GEMMA = ("Gemma", {"head_dim": 20})
+GEMMA2 = (
+    "Gemma2",
+    {
+        "head_dim": 20,
+        "query_pre_attn_scalar": 28,
+        "sliding_window": 6,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 15.0,
+        "layer_types": [f"{kind}_attention" for kind in ("full", "sliding", "sliding", "full", "sliding")],
+    },
+)
+PHI = ("Phi", {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}})
+PHI3 = (
+    "Phi3",
+    {
+        "hidden_size": 112,
+        "tie_word_embeddings": False,
+        "original_max_position_embeddings": 32,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 32,
+            "short_factor": [1.0, 1.1, 1.2, 1.4, 1.7, 2.1],
+            "long_factor": [1.0, 2.0, 4.5, 7.0, 9.0, 11.0],
+        },
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    },
+)
+
+
 def write(folder: Path, kind: str, *, shard_size: str = "50GB", **extra: object) -> Path:
     """Save a ``kind`` model with every tensor redrawn, in bfloat16, with the tiny tokenizer beside it."""
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+        import transformers
 
-        configs = {"llama": LlamaConfig, "qwen2": Qwen2Config}
-        classes = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM}
-        model = classes[kind](configs[kind](**SIZES, **extra))
+        config = getattr(transformers, f"{kind}Config")(**{**SIZES, **extra})
+        model = getattr(transformers, f"{kind}ForCausalLM")(config)
         generator = torch.Generator().manual_seed(20)
         for name, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator)
             if name.endswith(".bias"):
                 drawn = 0.2 * drawn
             elif parameter.ndim == 1:
-                drawn = 1 + 0.1 * drawn
+                drawn = (0.0 if kind.startswith("Gemma") else 1.0) + 0.1 * drawn
+            elif "lm_head" in name or (config.tie_word_embeddings and "embed_tokens" in name):
+                drawn = 3 * drawn / math.sqrt(parameter.shape[-1])  # a peaked distribution, as trained models have
             elif "embed_tokens" not in name:
                 drawn = drawn / math.sqrt(parameter.shape[-1])
-            if "lm_head" in name:
-                drawn = 3 * drawn  # a peaked distribution, as trained models have
             parameter.data = drawn
+        model.tie_weights()
         model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard_size)
     for path in TOKENIZER.glob("*.json"):
         shutil.copyfile(path, folder / path.name)
@@ -76,25 +113,30 @@ PASSING = dict.fromkeys(("original", "reauthored", "float", "dynamic_int8"), ("P
 
 
 @pytest.mark.parametrize(
-    ("kind", "extra"),
+    ("family", "prompts", "original"),
     [
-        ("llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
-        ("qwen2", {"tie_word_embeddings": False}),
+        ("llama", "short", LLAMA),
+        ("qwen2", "short", QWEN2),
+        ("gemma", "short", GEMMA),
+        ("gemma", "short", GEMMA2),
+        ("phi", "short", PHI),
+        ("phi", "regimes", PHI3),
     ],
-    ids=["llama", "qwen2"],
+    ids=["llama", "qwen2", "gemma", "gemma2", "phi", "phi3"],
 )
-def test_odd_dimensions_pass_the_ladder(tmp_path, kind, extra) -> None:
+def test_odd_dimensions_pass_the_ladder(tmp_path, family, prompts, original) -> None:
     """A bfloat16 checkpoint of odd dimensions passes every default rung under the family's name."""
+    kind, extra = original
     folder = write(tmp_path / "odd", kind, **extra)
-    code, report = check(folder, kind)
+    code, report = check(folder, family, "--prompts", prompts)
     assert outcome(report) == PASSING
     assert code == 0
-    assert (report["model"], report["weights"]["kind"]) == (kind, "path")
+    assert (report["model"], report["weights"]["kind"]) == (family, "path")
 
 
 def test_shards_pass_the_ladder(tmp_path) -> None:
     """The same in many shards under an index, with a head tied to the embedding."""
-    folder = write(tmp_path / "odd", "llama", shard_size="100KB", tie_word_embeddings=True)
+    folder = write(tmp_path / "odd", "Llama", shard_size="100KB", tie_word_embeddings=True)
     assert len(list(folder.glob("model-*.safetensors"))) > 3
     assert (folder / "model.safetensors.index.json").is_file()
     code, report = check(folder, "llama", "--rung", "reauthored", "--rung", "float")

@@ -21,8 +21,9 @@ class Preset:
     """A published size.
 
     ``config`` holds the published ``config.json`` values; ``tiny`` what shrinks them while keeping every quirk;
-    ``parameters`` the published total; ``repo`` and ``revision`` where the weights are, ``kaggle`` where
-    Kaggle has them. ``tiny_prompts`` names the prompt set that shows the tiny twin's quirks.
+    ``parameters`` the published total; ``repo`` and ``revision`` where the weights are, ``kaggle`` where Kaggle has
+    them, ``tokenizer`` the repository of the tokenizer where theirs has none. ``tiny_prompts`` names the prompt set
+    that shows the tiny twin's quirks.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Preset:
     repo: str
     revision: str = "main"
     kaggle: str | None = None
+    tokenizer: str | None = None
     parameters: int
     config: Mapping[str, Any]
     tiny: Mapping[str, Any] = field(default_factory=dict)

@@ -320,7 +320,14 @@ def generated(report: Report) -> list[Generated]:
     return [Generated(rungs=tuple(rungs), text=text, defect=defect) for (text, defect), rungs in grouped.items()]
 
 
-def rope_regimes(report: Report) -> str:
+def remarks(report: Report) -> list[tuple[str, str]]:
+    """What one must know of how a run came about, each under a word: where the original is from, frequencies."""
+    notes = dict.fromkeys(shown(rung.artifact["note"]) for rung in report.rungs if rung.artifact.get("note"))
+    regimes = _rope_regimes(report)
+    return [*(("original", note) for note in notes), *([("frequencies", regimes)] if regimes else [])]
+
+
+def _rope_regimes(report: Report) -> str:
     """Which frequencies the exported files have, where that depends on the cache length; else nothing."""
     found = next((rung.artifact["rope_regimes"] for rung in report.rungs if "rope_regimes" in rung.artifact), None)
     if not isinstance(found, list):

@@ -18,7 +18,7 @@ from parity.report.figures import (
     ladder,
     limits_shown,
     prompts_text,
-    rope_regimes,
+    remarks,
     seconds,
     shown,
     tally,
@@ -87,7 +87,7 @@ def _model(report: Report) -> Iterator[str]:
     )
     if report.edges:
         yield _edges(report)
-    notes = [*_causes(report), *_regimes(report), *_exceptions(report), *_generated(report)]
+    notes = [*_causes(report), *_remarks(report), *_exceptions(report), *_generated(report)]
     if notes:
         yield "\n".join(notes)
 
@@ -123,9 +123,9 @@ def _causes(report: Report) -> Iterator[str]:
         yield f"- **{cause.verdict}** {_names(cause.rungs) or 'the run'}: {prose(cause.text)}"
 
 
-def _regimes(report: Report) -> Iterator[str]:
-    if regimes := rope_regimes(report):
-        yield f"- **Frequencies** {prose(regimes)}"
+def _remarks(report: Report) -> Iterator[str]:
+    for label, sentence in remarks(report):
+        yield f"- **{label.capitalize()}** {prose(sentence)}"
 
 
 def _exceptions(report: Report) -> Iterator[str]:

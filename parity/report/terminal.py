@@ -24,7 +24,7 @@ from parity.report.figures import (
     ladder,
     outcome,
     prompts_text,
-    rope_regimes,
+    remarks,
     seconds,
     shown,
     tally,
@@ -88,7 +88,7 @@ def render(report: Report, console: Console) -> None:
     if report.edges:
         console.print()
         console.print(_edge_table(page, ladder(report)))
-    notes = (_cause_notes, _regime_notes, _precision_notes, _generation_notes)
+    notes = (_cause_notes, _remark_notes, _precision_notes, _generation_notes)
     page.notes([row for rows in notes for row in rows(page, report)])
     console.print()
     page.paragraph(
@@ -128,9 +128,9 @@ def _cause_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:
         yield page.text(cause.verdict, STYLES[cause.verdict]), page.text(named, "bold") + page.text(cause.text)
 
 
-def _regime_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:
-    if regimes := rope_regimes(report):
-        yield page.text("frequencies", "dim"), page.text(regimes)
+def _remark_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:
+    for label, sentence in remarks(report):
+        yield page.text(label, "dim"), page.text(sentence)
 
 
 def _precision_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:

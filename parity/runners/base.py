@@ -18,7 +18,9 @@ from parity.trace import Logits, PromptTrace, Trace
 
 
 class Session(Protocol):
-    """A loaded model with one key/value cache."""
+    """A loaded model with one key/value cache. ``note`` says where it is from, if not from where one would expect."""
+
+    note: str
 
     def prefill(self, tokens: Sequence[int], until: int) -> Logits:
         """Start over with ``tokens`` at positions 0..T-1; logits ``[T, V]`` at every one of them.
@@ -55,11 +57,12 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Recorded:
-    """A rung's trace and what it cost."""
+    """A rung's trace, what it cost, and the session's note."""
 
     trace: Trace
     seconds: float
     peak_rss_mb: float
+    note: str
 
 
 def record(
@@ -74,10 +77,10 @@ def record(
     """
     path = folder / f"{runner.name}.safetensors"
     finished = isolated.run(runner.name, partial(_record, runner, inputs, path, generate), on_progress)
-    return Recorded(Trace.load(path), finished.seconds, finished.peak_rss_mb)
+    return Recorded(Trace.load(path), finished.seconds, finished.peak_rss_mb, finished.value)
 
 
-def _record(runner: Runner, inputs: Inputs, path: Path, generate: int, progress: isolated.Progress) -> None:
+def _record(runner: Runner, inputs: Inputs, path: Path, generate: int, progress: isolated.Progress) -> str:
     total = sum(1 + len(prompt.continuation) + generate for prompt in inputs.prompts)
     done = 0
     prompts = {}
@@ -87,7 +90,9 @@ def _record(runner: Runner, inputs: Inputs, path: Path, generate: int, progress:
                 done += 1
                 progress(done, total)
                 prompts[prompt.id] = result
+        note = session.note
     Trace(prompts).save(path)
+    return note
 
 
 def _answer(session: Session, prompt: TokenizedPrompt, generate: int) -> Iterator[PromptTrace]:

@@ -86,6 +86,8 @@ class LiteRTModel:
 class LiteRTSession:
     """The cache that goes round between the signatures of the file with the shortest cache that holds the session."""
 
+    note = ""
+
     def __init__(self, models: Sequence[LiteRTModel]) -> None:
         self.models = {model.cache_length: model for model in models}
         self.model = models[0]

@@ -21,9 +21,12 @@ EPSILON = 1e-6
 
 
 class OpenELMSession:
-    """The weights of ``folder`` in ``dtype``, and the keys and values of the tokens so far."""
+    """The weights of ``folder`` in ``dtype``, and the keys and values of the tokens so far.
 
-    def __init__(self, folder: Path, dtype: Any) -> None:
+    ``refused`` says why the published code is not run, if that was tried.
+    """
+
+    def __init__(self, folder: Path, dtype: Any, refused: str = "") -> None:
         from safetensors.torch import load_file
 
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -33,6 +36,7 @@ class OpenELMSession:
         self.layers = int(self.config["num_transformer_layers"])
         self.dtype = dtype
         self.past: list[tuple[Tensor, Tensor]] = []
+        self.note = f"an independent reference in plain tensor operations, transformers has no openelm{refused}"
 
     def prefill(self, tokens: Sequence[int], until: int) -> Logits:  # noqa: ARG002  (its cache grows as it must)
         self.past = []

@@ -16,11 +16,16 @@ from parity.trace import Logits
 
 @dataclass(frozen=True)
 class Original:
-    """The model that transformers builds from ``folder``. No remote code, no pickles, nothing from the network."""
+    """The model that transformers builds from ``folder``. No pickles, nothing from the network.
+
+    ``remote_code`` lets a model that transformers lacks run the code published with it; a reference of this project
+    stands in where that code does not run.
+    """
 
     folder: Path
     precision: Literal["float32", "float64"] = "float32"
     threads: int = 1
+    remote_code: bool = False
 
     @property
     def name(self) -> str:
@@ -31,17 +36,39 @@ class Original:
         """Load with the library's own reader, which must place every tensor and initialize none."""
         import torch
 
+        from parity.runners.openelm import OpenELMSession
+
         torch.set_num_threads(self.threads)
-        if _model_type(self.folder) == "openelm":  # not in transformers, and the published code no longer runs
-            from parity.runners.openelm import OpenELMSession
+        dtype = getattr(torch, self.precision)
+        with torch.no_grad():
+            if _model_type(self.folder) != "openelm":
+                with self._precisely():
+                    yield OriginalSession(self._load(dtype))
+                return
+            refused = ""
+            if self.remote_code:
+                with self._precisely():
+                    published = self._published(dtype)
+                    if isinstance(published, OriginalSession):
+                        yield published
+                        return
+                refused = f"; the code published with the checkpoint was tried and does not run here ({published})"
+            yield OpenELMSession(self.folder, dtype, refused)
 
-            with torch.no_grad():
-                yield OpenELMSession(self.folder, getattr(torch, self.precision))
-            return
-        with torch.no_grad(), everything_float64() if self.precision == "float64" else nullcontext():
-            yield OriginalSession(self._load(getattr(torch, self.precision)))
+    def _precisely(self) -> AbstractContextManager[Any]:
+        return everything_float64() if self.precision == "float64" else nullcontext()
 
-    def _load(self, dtype: Any) -> Any:
+    def _published(self, dtype: Any) -> OriginalSession | str:
+        """The code that lies in the folder once it has answered a token and decoded another, or why it does not run."""
+        try:
+            session = OriginalSession(self._load(dtype, remote_code=True), "the code published with the checkpoint")
+            session.prefill([0], 2)
+            session.decode(0)
+        except Exception as error:  # noqa: BLE001  (foreign code can raise anything)
+            return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return session
+
+    def _load(self, dtype: Any, *, remote_code: bool = False) -> Any:
         from transformers import AutoModelForCausalLM
 
         try:
@@ -50,7 +77,7 @@ class Original:
                 dtype=dtype,
                 attn_implementation="eager",
                 local_files_only=True,
-                trust_remote_code=False,
+                trust_remote_code=remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
             )
@@ -69,8 +96,9 @@ def _model_type(folder: Path) -> str:
 class OriginalSession:
     """The model and its cache."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, note: str = "") -> None:
         self.model = model
+        self.note = note
         self.cache: Any = None
 
     def prefill(self, tokens: Sequence[int], until: int) -> Logits:  # noqa: ARG002  (its cache grows as it must)

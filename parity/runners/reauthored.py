@@ -43,6 +43,8 @@ class Reauthored:
 class ReauthoredSession:
     """The model and its cache: the shortest of ``cache_lengths`` that holds the session."""
 
+    note = ""
+
     def __init__(self, model: DecoderOnlyModel, cache_lengths: Sequence[int]) -> None:
         self.model = model
         self.cache_lengths = cache_lengths

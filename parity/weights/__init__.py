@@ -23,8 +23,9 @@ from models.registry import Model
 from parity import isolated
 from parity.errors import UsageError, WeightsError
 from parity.files import sha256_of, whole_folder
+from parity.inputs import tokenizer_files
 from parity.weights.draw import Drawn, Manner, plan, write_safetensors
-from parity.weights.published import completed
+from parity.weights.published import completed, with_tokenizer
 
 KINDS = ("tiny", "synthetic", "hub", "kaggle", "path")
 #: Bytes of weights in one shard of a synthetic checkpoint.
@@ -61,8 +62,12 @@ def resolve(
     weights: str,
     on_progress: isolated.Progress | None = None,
     say: Callable[[str], None] | None = None,
+    *,
+    remote_code: bool = False,
 ) -> Weights:
     """The checkpoint that ``weights`` means for ``model``. A download tells what it does through ``say``.
+
+    ``remote_code`` fetches the code published beside a checkpoint as well; it takes more to run it.
 
     Raises:
         UsageError: a path that is not a folder, or a preset that Kaggle is not known to have.
@@ -74,10 +79,13 @@ def resolve(
         folder, sha256 = _drawn(model, tiny=kind == "tiny", on_progress=on_progress)
         return Weights(kind, kind, folder, sha256, revision)
     if kind == "hub":
-        from parity.weights.hub import download
+        from parity.weights.hub import CHECKPOINT, CHECKPOINT_AND_CODE, TOKENIZER, download
 
-        wanted = weights.partition("@")[2] or model.preset.revision
-        folder, revision = download(model.preset.repo, wanted, on_progress=say)
+        asked, wanted = weights.partition("@")[2], CHECKPOINT_AND_CODE if remote_code else CHECKPOINT
+        folder, revision = download(model.preset.repo, asked or model.preset.revision, wanted, on_progress=say)
+        if model.preset.tokenizer and not tokenizer_files(folder):
+            tokenizer, _ = download(model.preset.tokenizer, "main", TOKENIZER, on_progress=say)
+            folder = with_tokenizer(folder, tokenizer)
     elif kind == "kaggle":
         from parity.weights.kaggle import download as download_from_kaggle
 

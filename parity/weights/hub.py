@@ -1,8 +1,9 @@
 """Published checkpoints: from the Hugging Face Hub, or from its cache, to a local folder pinned to a commit.
 
 The hub's own client does the transfer, so its environment variables hold: ``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN``,
-``HF_HUB_OFFLINE`` and the rest. What is added here: nothing but configs, tokenizers and safetensors is asked for, a
-pinned commit that is already here costs no request, and every failure says in one line what to do about it.
+``HF_HUB_OFFLINE`` and the rest. What is added here: nothing but configs, tokenizers and safetensors is asked for (code
+only where a person trusts it), a pinned commit that is already here costs no request, and every failure says in one
+line what to do about it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import functools
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -21,11 +23,22 @@ from parity.errors import WeightsError
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-# A closed list: pickles (.bin, .pt, .pth, .h5, .ckpt) and code (.py) are kept out by not being on it.
-_WANTED = [
-    "config.json",
-    "generation_config.json",
-    "*processor_config.json",
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for of a repository: files by ``patterns``, one of them ``needed``; ``lacking`` is said without."""
+
+    patterns: tuple[str, ...]
+    needed: re.Pattern[str]
+    lacking: str
+
+    def enough(self, files: Iterable[str]) -> bool:
+        """Whether a repository or folder with these files has what is needed."""
+        return any(self.needed.fullmatch(file) for file in files)
+
+
+# Closed lists: pickles (.bin, .pt, .pth, .h5, .ckpt) and code (.py) are kept out by not being on them.
+_TOKENIZER_FILES = (
     "tokenizer*.json",
     "tokenizer.model",
     "special_tokens_map.json",
@@ -34,9 +47,20 @@ _WANTED = [
     "merges.txt",
     "chat_template*.json",
     "chat_template*.jinja",
+)
+_CHECKPOINT_FILES = (
+    *_TOKENIZER_FILES,
+    "config.json",
+    "generation_config.json",
+    "*processor_config.json",
     "*.safetensors",
     "model.safetensors.index.json",
-]
+)
+_SAFETENSORS = re.compile(r"[^/]+\.safetensors")
+_NO_SAFETENSORS = "has no safetensors files; only safetensors checkpoints are read"
+CHECKPOINT = Wanted(_CHECKPOINT_FILES, _SAFETENSORS, _NO_SAFETENSORS)
+CHECKPOINT_AND_CODE = Wanted((*_CHECKPOINT_FILES, "*.py"), _SAFETENSORS, _NO_SAFETENSORS)
+TOKENIZER = Wanted(_TOKENIZER_FILES, re.compile(r"tokenizer\.(json|model)|vocab\.json"), "has no tokenizer")
 # The hub's `*` also matches `/`: without this, `onnx/model.safetensors` and other copies would come along.
 _UNWANTED = ["*/*"]
 
@@ -46,7 +70,9 @@ _AGAIN = "try again, the download resumes with what is missing"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
-def download(repo: str, revision: str, *, on_progress: Callable[[str], None] | None = None) -> tuple[Path, str]:
+def download(
+    repo: str, revision: str, wanted: Wanted = CHECKPOINT, *, on_progress: Callable[[str], None] | None = None
+) -> tuple[Path, str]:
     """The local snapshot folder of a repository at a revision, and the commit hash the revision stands for.
 
     ``revision`` is a branch, a tag or a commit; a full commit hash that is whole in the cache is returned without any
@@ -57,29 +83,29 @@ def download(repo: str, revision: str, *, on_progress: Callable[[str], None] | N
     Raises:
         WeightsError: the licence is not accepted; no such repository or revision, or not for this token; no network
             and no whole snapshot in the cache; the hub is busy or down; the transfer broke off; the disk is full or
-            the cache not writable; no safetensors in the repository.
+            the cache not writable; nothing of what is needed in the repository.
     """
     import httpx2
     from huggingface_hub.errors import OIDCError, RevisionNotFoundError
 
     report = on_progress or (lambda _: None)
     try:
-        if _COMMIT.fullmatch(revision) and (folder := _cached(repo, revision, surely=True)):
+        if _COMMIT.fullmatch(revision) and (folder := _cached(repo, revision, wanted, surely=True)):
             report(f"{repo} at {revision} is in the cache")
         else:
-            folder = _fetch(repo, revision, report)
+            folder = _fetch(repo, revision, wanted, report)
     # ValueError: a bad name, or an answer that is not the hub's JSON. RuntimeError: most failures of the hub's chunk
     # store (hf_xet), which has no types of its own. UserWarning: the disk is too small, see _fetch.
     except (httpx2.HTTPError, httpx2.InvalidURL, OIDCError, OSError, RuntimeError, ValueError, UserWarning) as error:
         cause = _root(error)
         # A revision that the hub denies is wrong whatever the cache holds.
-        if isinstance(cause, RevisionNotFoundError) or not (folder := _cached(repo, revision, surely=False)):
+        if isinstance(cause, RevisionNotFoundError) or not (folder := _cached(repo, revision, wanted, surely=False)):
             raise WeightsError(_one_line(f"{repo} at {revision} {_explain(cause, repo)}")) from error
         report(_one_line(f"{repo} at {revision} is taken from the cache, the hub gave {type(cause).__name__}: {cause}"))
     return folder, folder.name
 
 
-def _fetch(repo: str, revision: str, report: Callable[[str], None]) -> Path:
+def _fetch(repo: str, revision: str, wanted: Wanted, report: Callable[[str], None]) -> Path:
     """Bring every wanted file into the cache; what is there already is not asked for again."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
@@ -88,11 +114,8 @@ def _fetch(repo: str, revision: str, report: Callable[[str], None]) -> Path:
     # through half a minute of retries when it is a commit; and because it tells whether there is anything to read.
     info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     files = [sibling.rfilename for sibling in info.siblings or ()]
-    if not any(_is_weights(name) for name in files):
-        raise WeightsError(
-            f"{repo} at {revision} has no safetensors files; only safetensors checkpoints are read: "
-            f"take a revision that has them, {_ELSEWHERE}"
-        )
+    if not wanted.enough(files):
+        raise WeightsError(f"{repo} at {revision} {wanted.lacking}: take a revision that has them, {_ELSEWHERE}")
     report(f"{repo} at {revision} is commit {info.sha}; downloading what the cache lacks")
     with warnings.catch_warnings():
         # The client merely warns that a file is larger than the free space, and then fills the disk.
@@ -100,7 +123,7 @@ def _fetch(repo: str, revision: str, report: Callable[[str], None]) -> Path:
         folder = snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=_WANTED,
+            allow_patterns=list(wanted.patterns),
             ignore_patterns=_UNWANTED,
             tqdm_class=None if _on_terminal() else cast("type[tqdm]", functools.partial(tqdm, disable=True)),
         )
@@ -108,7 +131,7 @@ def _fetch(repo: str, revision: str, report: Callable[[str], None]) -> Path:
     return Path(folder)
 
 
-def _cached(repo: str, revision: str, *, surely: bool) -> Path | None:
+def _cached(repo: str, revision: str, wanted: Wanted, *, surely: bool) -> Path | None:
     """The snapshot folder if it is whole in the cache, without any request.
 
     The client knows what a snapshot should hold when it listed the repository itself. Other snapshots come without a
@@ -120,17 +143,22 @@ def _cached(repo: str, revision: str, *, surely: bool) -> Path | None:
     try:
         folder = Path(
             snapshot_download(
-                repo, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, local_files_only=True
+                repo,
+                revision=revision,
+                allow_patterns=list(wanted.patterns),
+                ignore_patterns=_UNWANTED,
+                local_files_only=True,
             )
         )
         get_cached_repo_tree(repo, revision=folder.name)
     except CachedRepoTreeNotFoundError:
-        tokenizer = (folder / "vocab.json").is_file() or any(folder.glob("tokenizer*"))
-        return folder if _has_config_and_weights(folder) and (tokenizer or not surely) else None
+        tokenizer = TOKENIZER.enough(path.name for path in folder.iterdir())
+        whole = tokenizer if wanted == TOKENIZER else _has_config_and_weights(folder) and (tokenizer or not surely)
+        return folder if whole else None
     except (OSError, HFValidationError):
         # Not there, not whole, or not readable: for the caller all the same, and the download will say it better.
         return None
-    return folder if any(_is_weights(path.name) for path in folder.iterdir()) else None
+    return folder if wanted.enough(path.name for path in folder.iterdir()) else None
 
 
 def _has_config_and_weights(folder: Path) -> bool:
@@ -141,10 +169,6 @@ def _has_config_and_weights(folder: Path) -> bool:
         return all(path.is_file() for path in (folder / "config.json", *weight_files(folder)))
     except CheckpointError:
         return False  # no weights, or a damaged index, which vouches for nothing
-
-
-def _is_weights(name: str) -> bool:
-    return "/" not in name and name.endswith(".safetensors")
 
 
 def _on_terminal() -> bool:

@@ -51,6 +51,15 @@ def completed(folder: Path, preset: Preset, say: Callable[[str], None] | None = 
     return _linked({name: str(path) for name, path in links.items() if name not in added}, added, folder.name)
 
 
+def with_tokenizer(folder: Path, tokenizer: Path) -> Path:
+    """A folder of links to everything in ``folder`` and to the tokenizer in another one.
+
+    Raises:
+        UsageError, ParityError: it cannot be written.
+    """
+    return _linked({path.name: str(path) for path in [*tokenizer_files(tokenizer), *folder.iterdir()]}, {}, folder.name)
+
+
 def _has_config(folder: Path) -> bool:
     """Whether there is a ``config.json`` to go by. A damaged one is: its reader says what is wrong with it."""
     try:
@@ -67,7 +76,7 @@ def _linked(links: dict[str, str], added: dict[str, str], name: str) -> Path:
     import platformdirs
 
     identity = hashlib.sha256(json.dumps([links, added], sort_keys=True).encode()).hexdigest()[:16]
-    folder = platformdirs.user_cache_path("parity", appauthor=False) / "weights" / "kaggle" / f"{name}-{identity}"
+    folder = platformdirs.user_cache_path("parity", appauthor=False) / "weights" / "linked" / f"{name}-{identity}"
     if not folder.is_dir():
         with whole_folder(folder) as temporary:
             for link, target in links.items():

@@ -58,13 +58,13 @@ UNWANTED = {
 CHILD = """
 import importlib.util, json, sys
 spec = importlib.util.spec_from_file_location("hub", {path!r})
-hub = importlib.util.module_from_spec(spec)
+hub = sys.modules["hub"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(hub)
 from parity.errors import WeightsError
 {prelude}
 steps = []
 try:
-    folder, commit = hub.download({repo!r}, {revision!r}, on_progress=steps.append)
+    folder, commit = hub.download({repo!r}, {revision!r}, hub.{wanted}, on_progress=steps.append)
     result = {{"folder": str(folder), "commit": commit}}
 except WeightsError as error:
     result = {{"error": str(error)}}
@@ -205,10 +205,18 @@ class Outcome:
 
 
 def download(
-    home: Path, url: str, revision: str = "main", *, repo: str = REPO, prelude: str = "", **env: str
+    home: Path,
+    url: str,
+    revision: str = "main",
+    *,
+    repo: str = REPO,
+    wanted: str = "CHECKPOINT",
+    prelude: str = "",
+    **env: str,
 ) -> Outcome:
     package = Path(parity.__file__).parent
-    code = CHILD.format(path=str(package / "weights" / "hub.py"), repo=repo, revision=revision, prelude=prelude)
+    hub = str(package / "weights" / "hub.py")
+    code = CHILD.format(path=hub, repo=repo, revision=revision, wanted=wanted, prelude=prelude)
     finished = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=package.parent,
@@ -264,6 +272,25 @@ def test_download_brings_the_wanted_files(hub: Hub, tmp_path: Path) -> None:
     assert got.folder == tmp_path / "hub" / "models--org--name" / "snapshots" / COMMIT
     asked = {path.rpartition(f"/resolve/{COMMIT}/")[2] for _, path, _ in hub.asked("/resolve/")}
     assert asked == CONFIG.keys() | WEIGHTS.keys()
+
+
+def test_code_comes_along_when_asked_for(hub: Hub, tmp_path: Path) -> None:
+    """With the checkpoint come the files of code, still without pickles; a commit cached without them is completed."""
+    download(tmp_path, hub.url, COMMIT)
+    got = download(tmp_path, hub.url, COMMIT, wanted="CHECKPOINT_AND_CODE")
+    code = {name: data for name, data in UNWANTED.items() if name.endswith(".py")}
+    assert contents(got.folder) == {**CONFIG, **WEIGHTS, **code}
+
+
+def test_tokenizer_alone(hub: Hub, nowhere: str, tmp_path: Path) -> None:
+    """Of a repository that lends its tokenizer nothing else is asked for; the next time it is in the cache."""
+    got = download(tmp_path, hub.url, wanted="TOKENIZER")
+    assert set(contents(got.folder)) == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert not hub.asked("model-1.safetensors")
+    assert download(tmp_path, nowhere, wanted="TOKENIZER").folder == got.folder
+    hub.files = dict(WEIGHTS)
+    hub.commit = COMMIT[::-1]
+    assert_one_line(download(tmp_path, hub.url, wanted="TOKENIZER"), "has no tokenizer", "--weights")
 
 
 def test_download_is_quiet(hub: Hub, tmp_path: Path) -> None:
@@ -463,3 +490,30 @@ def test_cache_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
     """A cache folder that cannot be made is named."""
     (tmp_path / "hub").write_text("a file where the folder should be")
     assert_one_line(download(tmp_path, hub.url), "cannot be kept in the cache", str(tmp_path / "hub"), "HF_HOME")
+
+
+def test_a_tokenizer_kept_elsewhere_is_put_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenELM's repositories have none: the checkpoint is the weights of one and the tokenizer of another."""
+    from models import registry
+    from parity.weights import resolve
+    from parity.weights.hub import TOKENIZER
+
+    model = registry.get("openelm-270m")
+    drawn = resolve(model, "tiny").folder
+    weights, tokenizer = tmp_path / COMMIT, tmp_path / "tokenizer"
+    for folder, names in ((weights, ["config.json", "model.safetensors"]), (tokenizer, ["tokenizer.json"])):
+        folder.mkdir()
+        for name in names:
+            (folder / name).symlink_to(drawn / name)
+    asked = []
+
+    def download(repo: str, revision: str, wanted: object, **_: object) -> tuple[Path, str]:
+        asked.append((repo, revision))
+        return (tokenizer, "b") if wanted is TOKENIZER else (weights, COMMIT)
+
+    monkeypatch.setattr("parity.weights.hub.download", download)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = resolve(model, "hub")
+    assert asked == [("apple/OpenELM-270M", "main"), ("meta-llama/Llama-2-7b-hf", "main")]
+    assert {path.name for path in found.folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert (found.label, found.revision, found.sha256) == ("hub", COMMIT, resolve(model, str(weights)).sha256)

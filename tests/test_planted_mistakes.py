@@ -1,0 +1,221 @@
+"""Porting mistakes, planted one at a time in a copy of the sources: each makes the check fail and name the edge.
+
+They are the mistakes that public ports have made, or that a config invites.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """``sound`` stands once in ``file``; ``broken`` is what a careless port would have there."""
+
+    what: str
+    preset: str
+    file: str
+    sound: str
+    broken: str
+
+
+ATTENTION, DECODER, MASK, ROPE = (
+    f"models/{file}.py" for file in ("layers/attention", "authoring/decoder", "layers/mask", "layers/rope")
+)
+GEMMA, PHI, OPENELM = (f"models/{file}.py" for file in ("gemma", "phi", "openelm"))
+READER = "models/authoring/hf_config.py"
+
+MISTAKES = (
+    Mistake("rope sign swapped", "amd-llama-135m", ROPE, "first * cos - second * sin", "first * cos + second * sin"),
+    Mistake(
+        "llama3 scaling dropped",
+        "llama-3.2-1b",
+        ROPE,
+        "return _llama3(frequencies, config.scaling)",
+        "return frequencies",
+    ),
+    Mistake("gemma gain without its one", "gemma-2b", GEMMA, "gain_offset=1.0", "gain_offset=0.0"),
+    Mistake("gemma embedding not scaled", "gemma-7b", GEMMA, "embedding_scale=width**0.5", "embedding_scale=1.0"),
+    Mistake("gemma exact gelu", "gemma-2b", GEMMA, 'activation="gelu_tanh"', 'activation="gelu"'),
+    Mistake("gemma2 layer kinds swapped", "gemma-2-2b", GEMMA, "layer % 2 == 0", "layer % 2 == 1"),
+    Mistake(
+        "gemma2 window off by one",
+        "gemma-2-2b",
+        MASK,
+        "slots[None, :] > positions[:, None] - window",
+        "slots[None, :] >= positions[:, None] - window",
+    ),
+    Mistake(
+        "gemma2 attention softcap dropped",
+        "gemma-2-2b",
+        ATTENTION,
+        "        if softcap is not None:",
+        "        if False:",
+    ),
+    Mistake(
+        "gemma2 softcap after the mask",
+        "gemma-2-2b",
+        ATTENTION,
+        "scores = soft_cap(scores, softcap)\n        return ((scores + mask).softmax",
+        "scores = soft_cap(scores + mask, softcap)\n        return (scores.softmax",
+    ),
+    Mistake(
+        "gemma2 final softcap dropped",
+        "gemma-2-2b",
+        DECODER,
+        "return logits if self.softcap is None else soft_cap(logits, self.softcap)",
+        "return logits",
+    ),
+    Mistake(
+        "gemma2 scale from head_dim",
+        "gemma-2-2b",
+        GEMMA,
+        'scale = source.number("query_pre_attn_scalar", 256.0) ** -0.5',
+        'scale = source.number("query_pre_attn_scalar", 256.0) * 0 + head_dim**-0.5',
+    ),
+    Mistake(
+        "gemma2 norm before the sub-block instead of after",
+        "gemma-2-2b",
+        GEMMA,
+        '"post_attention_layernorm": "post_attention_norm",\n            "pre_feedforward_layernorm": "mlp_norm",',
+        '"post_attention_layernorm": "mlp_norm",\n            "pre_feedforward_layernorm": "post_attention_norm",',
+    ),
+    Mistake(
+        "phi2 block sequential",
+        "phi-2",
+        DECODER,
+        "self.post_mlp_norm(self.mlp(normed))",
+        "self.post_mlp_norm(self.mlp(self.attention_norm(x + attended)))",
+    ),
+    Mistake("phi2 exact gelu", "phi-2", READER, '"gelu_new": "gelu_tanh"', '"gelu_new": "gelu"'),
+    Mistake(
+        "phi2 frequencies of the whole head",
+        "phi-2",
+        ROPE,
+        'dtype=torch.float64, device="cpu") / config.rotary_dim',
+        'dtype=torch.float64, device="cpu") / (config.rotary_dim * 2.5)',
+    ),
+    Mistake(
+        "phi3 attention factor dropped",
+        "phi-3.5-mini",
+        ROPE,
+        "self.attention_factor = config.scaling.attention_factor",
+        "self.attention_factor = 1.0",
+    ),
+    Mistake(
+        "phi3 short factors beyond the boundary",
+        "phi-3.5-mini",
+        ROPE,
+        "self.boundary is not None and cache_length > self.boundary",
+        "False",
+    ),
+    Mistake(
+        "phi3 gate and up rows swapped",
+        "phi-3.5-mini",
+        PHI,
+        '("blocks.{}.mlp.gate_proj.weight", "blocks.{}.mlp.up_proj.weight")',
+        '("blocks.{}.mlp.up_proj.weight", "blocks.{}.mlp.gate_proj.weight")',
+    ),
+    Mistake(
+        "phi3 key and value rows swapped",
+        "phi-4-mini",
+        PHI,
+        'tuple(f"blocks.{{}}.attention.{part}_proj.weight" for part in "qkv")',
+        'tuple(f"blocks.{{}}.attention.{part}_proj.weight" for part in "qvk")',
+    ),
+    Mistake(
+        "phi4 untouched channels scaled",
+        "phi-4-mini",
+        ROPE,
+        "torch.cat([*rotated, tail]",
+        "torch.cat([*rotated, tail * 1.19]",
+    ),
+    Mistake(
+        "openelm rotation before the norm of q",
+        "openelm-270m",
+        ATTENTION,
+        "query = apply_rope(self.q_norm(self.q_proj(x).view(heads)), cos, sin)",
+        "query = self.q_norm(apply_rope(self.q_proj(x).view(heads), cos, sin))",
+    ),
+    Mistake(
+        "openelm halves of the feed-forward swapped",
+        "openelm-1.1b",
+        OPENELM,
+        '(f"blocks.{i}.mlp.gate_proj.weight", f"blocks.{i}.mlp.up_proj.weight")',
+        '(f"blocks.{i}.mlp.up_proj.weight", f"blocks.{i}.mlp.gate_proj.weight")',
+    ),
+    Mistake("openelm epsilon of Llama", "openelm-270m", OPENELM, "eps=1e-6", "eps=1e-5"),
+    Mistake(
+        "openelm heads shared in turn instead of block by block",
+        "openelm-270m",
+        ATTENTION,
+        "key = key.transpose(1, 2).repeat_interleave(group, dim=1)",
+        "key = key.transpose(1, 2).repeat(1, group, 1, 1)",
+    ),
+)
+
+
+def run(tree: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python with the sources of ``tree`` in front of the installed ones."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=tree,
+        env=environment,
+    )
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """A copy of the sources, which is what a fresh process imports there."""
+    for package in ("models", "parity"):
+        shutil.copytree(ROOT / package, tmp_path / "tree" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "tree"
+
+
+def check(tree: Path, preset: str) -> tuple[int, dict[str, Any]]:
+    """The exit code and the re-authored edge of a check with the sources of ``tree``."""
+    report = tree.parent / "report.json"
+    done = run(tree, "-m", "parity", "check", preset, "--rung", "reauthored", "--json", report)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert report.is_file(), done.stderr
+    (edge,) = [edge for edge in json.loads(report.read_text())["edges"] if edge["candidate"] == "reauthored"]
+    return done.returncode, edge
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what)
+def test_a_planted_mistake_fails(tree, mistake) -> None:
+    """Exit code 1, the re-authored edge FAIL, and the cause says by how much it left the limit."""
+    path = tree / mistake.file
+    source = path.read_text()
+    assert source.count(mistake.sound) == 1, "the line to break has changed; break it as it is now"
+    path.write_text(source.replace(mistake.sound, mistake.broken))
+    code, edge = check(tree, mistake.preset)
+    assert edge["verdict"] == "FAIL"
+    assert code == 1
+    assert "floor_ratio" in edge["cause"]
+    assert edge["metrics"]["floor_ratio"] > 10 * edge["limits"]["floor_ratio"]
+
+
+def test_unbroken_copy_passes(tree) -> None:
+    """The copy itself changes nothing, and it is the copy that runs: exit code 0, the re-authored edge PASS."""
+    found = run(tree, "-c", "import models, parity; print(models.__file__, parity.__file__)")
+    assert found.stdout.split() == [str(tree / name / "__init__.py") for name in ("models", "parity")]
+    code, edge = check(tree, "amd-llama-135m")
+    assert code == 0
+    assert edge["verdict"] == "PASS"
