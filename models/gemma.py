@@ -124,7 +124,7 @@ def kaggle_weight_map(config: DecoderConfig, names: Collection[str]) -> Iterator
             raise CheckpointError(f"{name} is of an int8 checkpoint, which is no original; take the one not quantized")
         if leaf in ("freqs_cis", "local_freqs_cis", "global_freqs_cis"):
             yield Drop(name, "recomputed from the configuration")
-    yield Tie("embedder.weight", "embed.tokens.weight", "head.projection.weight", "lm_head.weight")
+    yield Tie("embedder.weight", "embed.tokens.weight", "head.projection.weight", ("lm_head.weight",))
     yield Rename("model.norm.weight", "head.norm.weight")
     parts = tuple(f"blocks.{{}}.attention.{part}_proj.weight" for part in "qkv")
     fused = Split("model.layers.{}.self_attn.qkv_proj.weight", parts, config.blocks[0].attention.fused_rows)

@@ -84,7 +84,7 @@ def weight_map(config: DecoderConfig) -> Iterator[Operation]:
 def embedding_and_head(config: DecoderConfig) -> Iterator[Operation]:
     """The token table, and the head: tied to it, or a table of its own."""
     if config.tied_head:
-        yield Tie("model.embed_tokens.weight", "embed.tokens.weight", "head.projection.weight", "lm_head.weight")
+        yield Tie("model.embed_tokens.weight", "embed.tokens.weight", "head.projection.weight", ("lm_head.weight",))
     else:
         yield Rename("model.embed_tokens.weight", "embed.tokens.weight")
         yield Rename("lm_head.weight", "head.projection.weight")

@@ -92,7 +92,7 @@ def make_divisible(value: float, unit: int) -> int:
 def weight_map(config: DecoderConfig) -> Iterator[Operation]:
     """Published tensors to parameters; fused rows differ in number from layer to layer."""
     table = "transformer.token_embeddings.weight"
-    yield Tie(table, "embed.tokens.weight", "head.projection.weight", "lm_head.weight")
+    yield Tie(table, "embed.tokens.weight", "head.projection.weight", ("lm_head.weight",))
     yield Rename("transformer.norm.weight", "head.norm.weight")
     names = {
         "attn_norm": "attention_norm",

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 
+from models.authoring.config import DecoderConfig
 from models.authoring.family import Family, Preset
+from models.authoring.hf_config import HFConfig
 from models.errors import UnknownModelError
 
 FAMILIES = {
@@ -16,6 +18,7 @@ FAMILIES = {
     "gemma": "models.gemma",
     "phi": "models.phi",
     "openelm": "models.openelm",
+    "t5": "models.t5",
 }
 
 
@@ -29,6 +32,16 @@ class Model:
     @property
     def name(self) -> str:
         return self.preset.name
+
+    def prompts(self, *, tiny: bool) -> str:
+        """The prompt set it is checked on unless told otherwise."""
+        return (self.preset.tiny_prompts if tiny else None) or self.family.prompts
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an encoder is part of it, whose output is compared as well."""
+        source = HFConfig(self.preset.values(tiny=True), self.name)
+        return not isinstance(self.family.config_from(source), DecoderConfig)
 
 
 def family(name: str) -> Family:

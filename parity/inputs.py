@@ -1,4 +1,4 @@
-"""Prompt sets and their tokens. The only place that reads text and tokenizes it.
+"""Prompt sets, their tokens and what goes with them. The only place that reads text and tokenizes it.
 
 A set is a JSON Lines file; every line is an object with ``id``, ``text``, ``continuation`` and optionally
 ``prompt_tokens`` (keep only the first so many). The continuation is forced on every rung token by token.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from models.authoring.config import EncoderDecoderConfig, ModelConfig
+from models.authoring.session import Tensors, session_inputs
 from parity import isolated
 from parity.errors import PromptError, UsageError
 
@@ -52,11 +56,17 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """Token ids of a prompt and of its forced continuation."""
+    """Token ids of a prompt and of its forced continuation.
+
+    ``media`` is what goes with them, by the names that the original has for it; an encoder makes ``encoded_rows`` rows
+    of it.
+    """
 
     id: str
     prompt: tuple[int, ...]
     continuation: tuple[int, ...]
+    media: Tensors = field(default_factory=dict)
+    encoded_rows: int = 0
 
     @property
     def positions(self) -> int:
@@ -128,13 +138,13 @@ def _prompt(record: dict[str, Any]) -> Prompt:
     return prompt
 
 
-def tokenize(prompts: PromptSet, folder: Path, vocab_size: int, continuation: int = CONTINUATION_TOKENS) -> Inputs:
+def tokenize(prompts: PromptSet, folder: Path, config: ModelConfig, continuation: int = CONTINUATION_TOKENS) -> Inputs:
     """Token ids of a set, by the tokenizer in the checkpoint folder; ``continuation`` tokens are forced after each.
 
     Raises:
         PromptError: no tokenizer, an id beyond the vocabulary, or a prompt or continuation of too few tokens.
     """
-    return isolated.run("tokenizing", partial(_tokenize, prompts, folder, vocab_size, continuation)).value
+    return isolated.run("tokenizing", partial(_tokenize, prompts, folder, config, continuation)).value
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -142,7 +152,9 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def _tokenize(prompts: PromptSet, folder: Path, vocab_size: int, forced: int, progress: isolated.Progress) -> Inputs:
+def _tokenize(
+    prompts: PromptSet, folder: Path, config: ModelConfig, forced: int, progress: isolated.Progress
+) -> Inputs:
     from transformers import AutoTokenizer
 
     from parity.files import sha256_of
@@ -167,10 +179,19 @@ def _tokenize(prompts: PromptSet, folder: Path, vocab_size: int, forced: int, pr
                 f"the continuation of {prompt.id} has {len(continuation)} tokens, not {forced}; lengthen it"
             )
         worst = max([*ids, *continuation])
-        if worst >= vocab_size:
+        if worst >= config.vocab_size:
             raise PromptError(
-                f"the tokenizer in {folder} emits id {worst} for prompt {prompt.id}, the model has {vocab_size} rows; "
-                "the tokenizer belongs to another model"
+                f"the tokenizer in {folder} emits id {worst} for prompt {prompt.id}, the model has {config.vocab_size} "
+                "rows; the tokenizer belongs to another model"
             )
-        tokenized.append(TokenizedPrompt(prompt.id, tuple(ids), tuple(continuation)))
+        tokenized.append(_with_media(prompt.id, ids, continuation, config))
     return Inputs(prompts.name, prompts.source, prompts.sha256, sha256_of(tokenizer_files(folder)), tuple(tokenized))
+
+
+def _with_media(name: str, ids: list[int], continuation: list[int], config: ModelConfig) -> TokenizedPrompt:
+    """Where the text goes: into the language model, or into an encoder while the decoder begins with a fixed token."""
+    media: Tensors = {}
+    if isinstance(config, EncoderDecoderConfig):
+        ids, media = [config.decoder_start], {"input_ids": np.asarray([ids], np.int64)}
+    calls = session_inputs(config, ids, media, len(ids)).calls
+    return TokenizedPrompt(name, tuple(ids), tuple(continuation), media, sum(call.rows for call in calls))

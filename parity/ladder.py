@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models.authoring.config import DecoderConfig
+from models.authoring.config import ModelConfig
+from models.authoring.session import session_inputs
 from models.errors import ModelError
 from models.registry import Model
 from parity import environment, isolated
@@ -101,7 +102,7 @@ class Ladder:
     inputs: Inputs
     plan: Plan
     exports: tuple[Export, ...]
-    config: DecoderConfig
+    config: ModelConfig
     generate: int
     scratch: Path
     reporter: Reporter
@@ -156,7 +157,11 @@ class Ladder:
         files = [finished.value for finished in made]
         if self.plan.float_file:
             seconds, peak = sum(f.seconds for f in made), max(f.peak_rss_mb for f in made)
-            facts = {"convert_seconds": seconds, "convert_peak_rss_mb": peak}
+            facts = {
+                "signatures": files[0].signatures,
+                "convert_seconds": seconds,
+                "convert_peak_rss_mb": peak,
+            }
             yield self._try_files("float", [file.path for file in files], facts)
         for recipe in self.plan.recipes:
             yield self._try_recipe(recipe, files)
@@ -193,7 +198,11 @@ class Ladder:
             for file, destination in zip(files, made, strict=True):
                 with self.reporter.step(f"quantizing to {recipe.name}") as progress:
                     done.append(quantize(file.path, file.names, recipe, destination, progress))
-            facts = {"quantize_seconds": sum(finished.seconds for finished in done), **summarize(done[0].value)}
+            facts = {
+                "signatures": files[0].signatures,
+                "quantize_seconds": sum(finished.seconds for finished in done),
+                **summarize(done[0].value),
+            }
             return self._try_files(recipe.name, made, facts)
         except (ParityError, ModelError) as error:
             return Rung(recipe.name, cause=str(error))
@@ -205,14 +214,13 @@ class Ladder:
         artifact = {
             "bytes": sum(path.stat().st_size for path in paths),
             "sha256": sha256_of(paths),
-            "signatures": [*(f"prefill_{length}" for length in self.exports[0].prefill_lengths), "decode"],
             "cache_length": self.exports[0].cache_length,
             **facts,
         }
-        regimes = [rope_facts(self.config.rope, export.cache_length) for export in self.exports]
+        regimes = [rope_facts(self.config, export.cache_length) for export in self.exports]
         if any(regimes):
             artifact["rope_regimes"] = regimes
-        return self._try(LiteRT(name, tuple(paths), self.threads), artifact)
+        return self._try(LiteRT(name, tuple(paths), self.config, self.threads), artifact)
 
 
 def _load_strictly(family: str, folder: Path, progress: isolated.Progress) -> None:
@@ -223,7 +231,7 @@ def _load_strictly(family: str, folder: Path, progress: isolated.Progress) -> No
 
 
 def fit(
-    config: DecoderConfig, inputs: Inputs, prefill_lengths: Sequence[int], cache_length: int | None, generate: int
+    config: ModelConfig, inputs: Inputs, prefill_lengths: Sequence[int], cache_length: int | None, generate: int
 ) -> tuple[Export, ...]:
     """The exports whose caches hold the prompts and what follows them.
 
@@ -244,8 +252,13 @@ def fit(
                 f"prompt {prompt.id} and what follows it need {needed} cache slots, --kv-cache gives {cache_length}; "
                 "raise it, or choose other prompts"
             )
-    lengths = _cache_lengths(config.rope.boundary, inputs, cache_length, generate)
-    return tuple(Export(prefill_lengths=tuple(prefill_lengths), cache_length=length) for length in lengths)
+    lengths = _cache_lengths(config.boundary, inputs, cache_length, generate)
+    sessions = tuple(
+        session_inputs(config, prompt.prompt, prompt.media, prompt.until(generate)) for prompt in inputs.prompts
+    )
+    return tuple(
+        Export(prefill_lengths=tuple(prefill_lengths), cache_length=length, sessions=sessions) for length in lengths
+    )
 
 
 def _cache_lengths(boundary: int | None, inputs: Inputs, cache_length: int | None, generate: int) -> list[int]:

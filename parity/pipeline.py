@@ -17,7 +17,7 @@ from models.registry import Model
 from parity import environment, isolated
 from parity.compare.generation import compare_generation
 from parity.compare.limits import limits_for
-from parity.compare.verdict import Edge, NoiseFloor, Verdict, judge, measure, with_generation
+from parity.compare.verdict import Edge, NoiseFloor, Verdict, blaming_the_encoder, judge, measure, with_generation
 from parity.convert.recipes import weight_bits
 from parity.errors import GoldenError, ParityError, UsageError
 from parity.golden import GoldenStore, Recording, Reference
@@ -31,7 +31,6 @@ from parity.weights import Weights, kind_of, resolve
 
 #: Prefill signatures of a check unless told otherwise. A short one: it cuts most prompts into pieces and pads the last.
 PREFILL_LENGTHS = (16,)
-DEFAULT_PROMPTS = "short"
 #: Tokens of free-running generation compared after each prompt.
 GENERATED_TOKENS = 8
 
@@ -41,7 +40,7 @@ class Request:
     """What to run. ``rungs`` names rungs or recipes; ``golden`` replaces the original by its recording.
 
     ``remote_code`` lets an original that transformers lacks run the code published with it.
-    ``prompt_set`` is the set asked for, or the default: ``short``, or the one that shows a tiny model's quirks.
+    ``prompt_set`` is the set asked for, or the default: the family's, or the one that shows a tiny model's quirks.
     """
 
     model: Model
@@ -58,7 +57,7 @@ class Request:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plan", Plan.of(self.rungs, self.recipes))
-        default = self.model.preset.tiny_prompts if self.weights == "tiny" else DEFAULT_PROMPTS
+        default = self.model.prompts(tiny=self.weights == "tiny")
         object.__setattr__(self, "prompt_set", self.prompts or default)
 
     @property
@@ -105,11 +104,12 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
         oracle, original = ladder.original()
     floor = NoiseFloor.measure(oracle.trace, original.trace)
-    edge = judge("original64", "original", measure(oracle.trace, original.trace, floor, inputs), limits_for("original"))
-    if edge.verdict is not Verdict.PASS:
-        raise GoldenError(
-            f"{request.name} is not recorded, its original is no reference on these prompts: {edge.cause}"
-        )
+    for metrics in measure(oracle.trace, original.trace, floor, inputs).values():
+        edge = judge("original64", "original", metrics, limits_for("original"))
+        if edge.verdict is not Verdict.PASS:
+            raise GoldenError(
+                f"{request.name} is not recorded, its original is no reference on these prompts: {edge.cause}"
+            )
     return store.record(request.name, weights, inputs, Reference("original64", oracle.trace, floor))
 
 
@@ -133,10 +133,10 @@ def generate(request: Request, text: str, tokens: int, reporter: Reporter) -> li
     """
     isolated.prepare(converter=bool(request.plan.files))
     weights = _weigh(request, reporter)
-    vocab_size = request.model.family.config_from(HFConfig.load(weights.folder)).vocab_size
+    config = request.model.family.config_from(HFConfig.load(weights.folder))
     prompts = PromptSet("prompt", "", "", (Prompt("prompt", text, ""),))
     with reporter.step("tokenizing"):
-        inputs = tokenize(prompts, weights.folder, vocab_size, continuation=0)
+        inputs = tokenize(prompts, weights.folder, config, continuation=0)
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
         ladder = _ladder(request, weights, inputs, tokens, Path(scratch), reporter)
         with ladder.converting() as converting:
@@ -161,9 +161,9 @@ def _weigh(request: Request, reporter: Reporter) -> Weights:
 
 
 def _read(request: Request, prompts: PromptSet, weights: Weights, reporter: Reporter) -> Inputs:
-    vocab_size = request.model.family.config_from(HFConfig.load(weights.folder)).vocab_size
+    config = request.model.family.config_from(HFConfig.load(weights.folder))
     with reporter.step("tokenizing"):
-        return tokenize(prompts, weights.folder, vocab_size)
+        return tokenize(prompts, weights.folder, config)
 
 
 def _ladder(
@@ -258,11 +258,15 @@ class _Findings:
 
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
-        metrics = measure(reference.trace, recorded.trace, reference.floor, inputs)
+        measured = measure(reference.trace, recorded.trace, reference.floor, inputs)
         bits = next((weight_bits(recipe) for recipe in self.request.plan.recipes if recipe.name == rung.name), None)
-        generation = compare_generation(rung.name, reference.trace, recorded.trace, metrics["max_abs"])
-        edge = judge(reference.name, rung.name, metrics, limits_for(rung.name, bits))
-        self.edges.append(with_generation(edge, generation))
+        generation = compare_generation(rung.name, reference.trace, recorded.trace, measured["logits"]["max_abs"])
+        edges = [
+            judge(reference.name, rung.name, metrics, limits_for(rung.name, bits, output), output)
+            for output, metrics in measured.items()
+        ]
+        edges[-1] = with_generation(edges[-1], generation)
+        self.edges += blaming_the_encoder(edges)
         self.generation.append(asdict(generation))
 
     def _error(self, name: str, cause: str | None) -> None:

@@ -25,11 +25,13 @@ class EdgeUnderTest:
 
     report: Report
     rung: str
+    output: str
 
     @property
     def edge(self) -> Edge:
-        """The edge; a rung without one is an error of the harness."""
-        return next(edge for edge in self.report.edges if edge.candidate == self.rung)
+        """The edge; where a rung did not get as far as to have this one, the ERROR that it has instead."""
+        edges = [edge for edge in self.report.edges if edge.candidate == self.rung]
+        return next((edge for edge in edges if edge.output == self.output), edges[-1])
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -41,7 +43,8 @@ class EdgeUnderTest:
 
     def __str__(self) -> str:
         edge = self.edge
-        lines = [f"{self.report.model}: {edge.reference} -> {edge.candidate}: {edge.verdict} ({edge.cause})"]
+        named = f"{edge.reference} -> {edge.candidate} {self.output}"
+        lines = [f"{self.report.model}: {named}: {edge.verdict} ({edge.cause})"]
         lines += [f"  {name:28} {value}" for name, value in self.figures.items()]
         lines += [f"  limit {name:22} {bound}" for name, bound in edge.limits.items()]
         return "\n".join(lines)
@@ -70,8 +73,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per model and rung, or per model."""
     requests: list[Request] = metafunc.config.stash[_REQUESTS]
     if "parity_edge" in metafunc.fixturenames:
-        cases = [(request, rung) for request in requests for rung in request.plan.rungs]
-        ids = [f"{request.name}-{rung}" for request, rung in cases]
+        cases = [
+            (request, rung, output)
+            for request in requests
+            for rung in request.plan.rungs
+            for output in (("encoder", "logits") if request.model.encodes else ("logits",))
+        ]
+        ids = [
+            f"{request.name}-{rung}" + ("" if output == "logits" else f"-{output}") for request, rung, output in cases
+        ]
         metafunc.parametrize("parity_edge", cases, ids=ids, indirect=True, scope="session")
     if "parity_request" in metafunc.fixturenames:
         metafunc.parametrize("parity_request", requests, ids=[request.name for request in requests], scope="session")
@@ -80,7 +90,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def parity_edge(request: pytest.FixtureRequest) -> EdgeUnderTest:
     """The edge of one model and rung; the model's ladder is run once for all its edges."""
-    wanted, rung = request.param
+    wanted, rung, output = request.param
     reports = request.config.stash[_REPORTS]
     if wanted.name not in reports:
         from rich.console import Console
@@ -89,7 +99,7 @@ def parity_edge(request: pytest.FixtureRequest) -> EdgeUnderTest:
         from parity.progress import Reporter
 
         reports[wanted.name] = check(wanted, Reporter(Console(stderr=True), quiet=True))
-    return EdgeUnderTest(reports[wanted.name], rung)
+    return EdgeUnderTest(reports[wanted.name], rung, output)
 
 
 _REPORTS: pytest.StashKey[dict[str, Any]] = pytest.StashKey()

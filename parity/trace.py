@@ -23,12 +23,14 @@ Logits = NDArray[np.floating]
 class PromptTrace:
     """Logits of one prompt: ``prefill`` ``[T, V]`` over the prompt, ``decode`` ``[C, V]`` over its continuation.
 
-    ``generated`` holds the ids of free-running greedy generation from the prompt, ``margins`` the distance between the
-    two best logits at each of them.
+    ``encoded`` ``[rows, D]`` is what the encoder made of what goes with the prompt, if anything does. ``generated``
+    holds the ids of free-running greedy generation from the prompt, ``margins`` the distance between the two best
+    logits at each of them.
     """
 
     prefill: Logits
     decode: Logits
+    encoded: Logits | None = None
     generated: tuple[int, ...] = ()
     margins: tuple[float, ...] = ()
 
@@ -46,12 +48,12 @@ class Trace:
 
         tensors = {}
         for name, prompt in self.prompts.items():
-            for phase in PHASES:
+            for phase in PHASES if prompt.encoded is None else (*PHASES, "encoded"):
                 logits = getattr(prompt, phase)
                 with np.errstate(over="ignore"):  # said in words below
                     stored = np.ascontiguousarray(logits, dtype)
                 if np.isfinite(logits).all() and not np.isfinite(stored).all():
-                    raise RungError(f"prompt {name}, {phase}: logits beyond what {stored.dtype} can hold")
+                    raise RungError(f"prompt {name}, {phase}: values beyond what {stored.dtype} can hold")
                 tensors[f"{name}/{phase}"] = stored
             tensors[f"{name}/generated"] = np.asarray(prompt.generated, dtype=np.int64)
             tensors[f"{name}/margins"] = np.asarray(prompt.margins, dtype=np.float64)
@@ -79,6 +81,7 @@ class Trace:
                     name: PromptTrace(
                         prefill=tensors[f"{name}/prefill"],
                         decode=tensors[f"{name}/decode"],
+                        encoded=tensors.get(f"{name}/encoded"),
                         generated=tuple(tensors[f"{name}/generated"].tolist()),
                         margins=tuple(tensors[f"{name}/margins"].tolist()),
                     )
@@ -92,7 +95,7 @@ class Trace:
         """Refuse a trace that does not cover the inputs or cannot have come from a working model.
 
         Raises:
-            RungError: a prompt missing or extra, a wrong shape, NaN or infinity, or logits that are all alike.
+            RungError: a prompt missing or extra, a wrong shape, NaN or infinity, or values that are all alike.
         """
         asked = {prompt.id for prompt in inputs.prompts}
         if missing := sorted(asked - set(self.prompts)):
@@ -100,16 +103,27 @@ class Trace:
         if extra := sorted(set(self.prompts) - asked):
             raise RungError(f"{who} answered a prompt {extra[0]} that is not in {inputs.name}")
         for prompt in inputs.prompts:
-            if len(self.prompts[prompt.id].generated) != len(self.prompts[prompt.id].margins):
+            trace = self.prompts[prompt.id]
+            if len(trace.generated) != len(trace.margins):
                 raise RungError(f"{who}, prompt {prompt.id}: generated tokens and their margins differ in number")
             for phase, count in zip(PHASES, (len(prompt.prompt), len(prompt.continuation)), strict=True):
-                logits: Logits = getattr(self.prompts[prompt.id], phase)
                 where = f"{who}, prompt {prompt.id}, {phase}"
-                if logits.shape != (count, vocab_size):
-                    raise RungError(f"{where}: logits of shape {list(logits.shape)}, expected {[count, vocab_size]}")
-                if not np.issubdtype(logits.dtype, np.floating):
-                    raise RungError(f"{where}: logits are {logits.dtype}, expected floating point")
-                if bad := np.flatnonzero(~np.isfinite(logits).all(axis=1)).tolist():
-                    raise RungError(f"{where}: NaN or infinity at {len(bad)} of {count} positions, first at {bad[0]}")
-                if flat := np.flatnonzero(np.ptp(logits, axis=1) == 0).tolist():
-                    raise RungError(f"{where}: every logit is the same at position {flat[0]}")
+                _check_rows(getattr(trace, phase), (count, vocab_size), "logits", "positions", where)
+            if (trace.encoded is None) == bool(prompt.encoded_rows):
+                found = "missing" if trace.encoded is None else "not asked for"
+                raise RungError(f"{who}, prompt {prompt.id}: an encoder's output is {found}")
+            if trace.encoded is not None:
+                where, width = f"{who}, prompt {prompt.id}, encoder", trace.encoded.shape[-1]
+                _check_rows(trace.encoded, (prompt.encoded_rows, width), "rows", "rows", where)
+
+
+def _check_rows(values: Logits, shape: tuple[int, int], what: str, rows: str, where: str) -> None:
+    """Refuse rows of another shape, with NaN or infinity, or with one value throughout."""
+    if values.shape != shape:
+        raise RungError(f"{where}: {what} of shape {list(values.shape)}, expected {list(shape)}")
+    if not np.issubdtype(values.dtype, np.floating):
+        raise RungError(f"{where}: {what} are {values.dtype}, expected floating point")
+    if bad := np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
+        raise RungError(f"{where}: NaN or infinity at {len(bad)} of {shape[0]} {rows}, first at {bad[0]}")
+    if flat := np.flatnonzero(np.ptp(values, axis=1) == 0).tolist():
+        raise RungError(f"{where}: every value is the same at {rows.removesuffix('s')} {flat[0]}")

@@ -13,7 +13,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 @dataclass(frozen=True, kw_only=True)
 class NormConfig:
-    """``kind`` ``rms`` (gain only) or ``layer`` (mean removed, gain and bias).
+    """``kind`` ``rms`` (gain only) or ``layer`` (mean removed, gain and, unless switched off, ``bias``).
 
     ``gain_offset`` is added to the stored gain: 1 where a checkpoint stores ``gain - 1``.
     """
@@ -21,6 +21,7 @@ class NormConfig:
     kind: Literal["rms", "layer"]
     eps: float
     gain_offset: float = 0.0
+    bias: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,8 @@ class AttentionConfig:
     """Grouped-query attention: ``num_heads`` query heads share ``num_kv_heads`` key/value heads block-wise.
 
     ``softcap`` bounds the scores by ``cap * tanh(score / cap)`` before the mask is added. With a ``window`` of ``W``,
-    the position ``p`` sees ``p - W + 1 .. p``. ``qk_norm`` normalizes each head of q and k before rotation.
+    the position ``p`` sees ``p - W + 1 .. p``. ``qk_norm`` normalizes each head of q and k before rotation, which
+    ``rotary`` switches off.
     """
 
     num_heads: int
@@ -77,6 +79,7 @@ class AttentionConfig:
     softcap: float | None = None
     window: int | None = None
     qk_norm: NormConfig | None = None
+    rotary: bool = True
 
     @property
     def fused_rows(self) -> tuple[int, int, int]:
@@ -128,3 +131,59 @@ class DecoderConfig:
     head_bias: bool = False
     embedding_scale: float = 1.0
     final_softcap: float | None = None
+
+    @property
+    def boundary(self) -> int | None:
+        """Positions up to which a session has other frequencies than beyond, if there is such a boundary."""
+        return self.rope.boundary
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeBiasConfig:
+    """A learned bias per head and distance, distances gathered in ``buckets`` that grow up to ``max_distance``.
+
+    ``bidirectional`` has buckets of its own for keys to the right of the query.
+    """
+
+    num_heads: int
+    buckets: int
+    max_distance: int
+    bidirectional: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """Blocks in order and a final norm, over positions that are rotated, biased, or neither."""
+
+    blocks: tuple[BlockConfig, ...]
+    final_norm: NormConfig
+    rope: RopeConfig | None = None
+    relative_bias: RelativeBiasConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoderConfig:
+    """An encoder over the whole source, and a decoder whose layers read it through ``cross_attention``.
+
+    Without a stem the source is tokens of the decoder's own table. Every session of the decoder begins with
+    ``decoder_start``. ``head_scale`` multiplies what the head projects.
+    """
+
+    vocab_size: int
+    width: int
+    max_positions: int
+    decoder_start: int
+    encoder: StackConfig
+    decoder: StackConfig
+    cross_norm: NormConfig
+    cross_attention: AttentionConfig
+    tied_head: bool
+    head_scale: float = 1.0
+
+    @property
+    def boundary(self) -> None:
+        """No frequencies that depend on the length of a session."""
+        return
+
+
+ModelConfig = DecoderConfig | EncoderDecoderConfig

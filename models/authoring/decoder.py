@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from models.authoring.config import BlockConfig, DecoderConfig
-from models.authoring.stage import Stage, run_stages
+from models.authoring.model import Entry, Model, cache_names, empty_cache
+from models.authoring.stage import Stage
 from models.layers.attention import Attention, soft_cap
 from models.layers.mask import causal_mask
 from models.layers.mlp import build_mlp
@@ -49,7 +49,14 @@ class Block(nn.Module):
         self.parallel = config.mlp_norm is None
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor
+        self,
+        x: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        mask: Tensor,
+        positions: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes as in ``Attention.forward``; returns the new stream and both updated caches."""
         normed = self.attention_norm(x)
@@ -77,11 +84,13 @@ class Head(nn.Module):
         return logits if self.softcap is None else soft_cap(logits, self.softcap)
 
 
-class DecoderOnlyModel(nn.Module):
-    """A causal language model over an explicit key/value cache.
+class DecoderOnlyModel(Model):
+    """A causal language model: ``prefill`` and ``decode``, which differ only in how many tokens they take.
 
     ``fused`` marks attention and RMSNorm for the converter's kernels; the numbers in PyTorch are the same.
     """
+
+    config: DecoderConfig
 
     def __init__(self, config: DecoderConfig, *, fused: bool = False) -> None:
         super().__init__()
@@ -114,6 +123,11 @@ class DecoderOnlyModel(nn.Module):
         stages.append(Stage(name="head", run=self.head, inputs=("hidden",), outputs=("logits",)))
         return stages
 
+    def entry(self, name: str, cache_length: int, *, logits: bool = True) -> Entry:  # noqa: ARG002  (both are the same)
+        stages = self.stages(cache_length)
+        outputs = [cache for layer in range(len(self.blocks)) for cache in cache_names(layer)]
+        return Entry(stages, ["logits", *outputs]) if logits else Entry(stages[:-1], outputs)
+
     def forward(
         self, tokens: Tensor, input_pos: Tensor, cache: dict[str, Tensor], *, logits: bool = True
     ) -> dict[str, Tensor]:
@@ -128,18 +142,11 @@ class DecoderOnlyModel(nn.Module):
         Returns:
             ``logits`` ``[B, T, V]`` at every position, unless left out, and the updated cache.
         """
-        stages = self.stages(cache["kv_cache_k_0"].shape[1])
-        made = run_stages(stages if logits else stages[:-1], {"tokens": tokens, "input_pos": input_pos, **cache})
-        return {name: made[name] for name in (["logits"] if logits else []) + list(cache)}
+        entry = self.entry("prefill", cache["kv_cache_k_0"].shape[1], logits=logits)
+        return entry({"tokens": tokens, "input_pos": input_pos, **cache})
 
     def empty_cache(self, cache_length: int, batch: int = 1) -> dict[str, Tensor]:
-        """Zero-filled cache tensors for ``cache_length`` positions, in layer order, k before v."""
-        cache = {}
-        for i, block in enumerate(self.config.blocks):
-            shape = (batch, cache_length, block.attention.num_kv_heads, block.attention.head_dim)
-            for name in cache_names(i):
-                cache[name] = torch.zeros(shape)
-        return cache
+        return empty_cache([block.attention for block in self.config.blocks], cache_length, batch)
 
 
 def windows(config: DecoderConfig) -> tuple[int | None, ...]:
@@ -150,8 +157,3 @@ def windows(config: DecoderConfig) -> tuple[int | None, ...]:
 def mask_name(window: int | None) -> str:
     """The name of the mask for a window."""
     return "mask" if window is None else f"mask_{window}"
-
-
-def cache_names(layer: int) -> tuple[str, str]:
-    """The names of a layer's key and value cache tensors."""
-    return f"kv_cache_k_{layer}", f"kv_cache_v_{layer}"

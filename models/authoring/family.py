@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.authoring.config import DecoderConfig
+from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from models.authoring.hf_config import HFConfig
 from models.errors import UnknownModelError
 
 if TYPE_CHECKING:
-    from models.authoring.decoder import DecoderOnlyModel
+    from models.authoring.model import Model
     from models.authoring.weight_map import Operation
 
 
@@ -23,7 +23,7 @@ class Preset:
     ``config`` holds the published ``config.json`` values; ``tiny`` what shrinks them while keeping every quirk;
     ``parameters`` the published total; ``repo`` and ``revision`` where the weights are, ``kaggle`` where Kaggle has
     them, ``tokenizer`` the repository of the tokenizer where theirs has none. ``tiny_prompts`` names the prompt set
-    that shows the tiny twin's quirks.
+    that shows the tiny twin's quirks, where the family's does not.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Preset:
     parameters: int
     config: Mapping[str, Any]
     tiny: Mapping[str, Any] = field(default_factory=dict)
-    tiny_prompts: str = "short"
+    tiny_prompts: str | None = None
 
     def values(self, *, tiny: bool = False) -> dict[str, Any]:
         """The ``config.json`` of the published size, or of its tiny twin."""
@@ -50,23 +50,25 @@ class Layout:
     """
 
     marks: frozenset[str]
-    weight_map: Callable[[DecoderConfig, Collection[str]], Iterable[Operation]]
+    weight_map: Callable[[Any, Collection[str]], Iterable[Operation]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """An architecture: everything that is true of all its sizes. ``readers`` map each ``model_type`` it has.
 
-    ``weight_map`` is of the published layout, which the original reads; ``layouts`` are the others.
+    ``weight_map`` is of the published layout, which the original reads; ``layouts`` are the others. ``prompts`` names
+    the prompt set that its models are made for.
     """
 
     name: str
-    readers: Mapping[str, Callable[[HFConfig], DecoderConfig]]
+    readers: Mapping[str, Callable[[HFConfig], ModelConfig]]
     presets: tuple[Preset, ...]
-    weight_map: Callable[[DecoderConfig], Iterable[Operation]]
+    weight_map: Callable[[Any], Iterable[Operation]]
+    prompts: str = "short"
     layouts: tuple[Layout, ...] = ()
 
-    def config_from(self, source: HFConfig) -> DecoderConfig:
+    def config_from(self, source: HFConfig) -> ModelConfig:
         """The typed configuration of any checkpoint of a ``model_type`` of the family, whatever its dimensions.
 
         Raises:
@@ -83,23 +85,28 @@ class Family:
         source.finish()
         return config
 
-    def weight_map_of(self, config: DecoderConfig, names: Collection[str]) -> Iterable[Operation]:
+    def weight_map_of(self, config: ModelConfig, names: Collection[str]) -> Iterable[Operation]:
         """The weight map of a checkpoint whose tensors have these names."""
         for layout in self.layouts:
             if not layout.marks.isdisjoint(names):
                 return layout.weight_map(config, names)
         return self.weight_map(config)
 
-    def build(self, config: DecoderConfig, *, fused: bool = False, device: str = "cpu") -> DecoderOnlyModel:
+    def build(self, config: ModelConfig, *, fused: bool = False, device: str = "cpu") -> Model:
         """The model without its weights; ``device="meta"`` allocates none."""
         import torch
 
         from models.authoring.decoder import DecoderOnlyModel
+        from models.authoring.encoder_decoder import EncoderDecoderModel
 
         with torch.device(device):
-            return DecoderOnlyModel(config, fused=fused).eval()
+            match config:
+                case DecoderConfig():
+                    return DecoderOnlyModel(config, fused=fused).eval()
+                case EncoderDecoderConfig():
+                    return EncoderDecoderModel(config, fused=fused).eval()
 
-    def load(self, folder: Path, *, fused: bool = False) -> DecoderOnlyModel:
+    def load(self, folder: Path, *, fused: bool = False) -> Model:
         """The model with the weights of a checkpoint folder, as float32.
 
         Raises:

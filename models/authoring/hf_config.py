@@ -25,6 +25,7 @@ INERT = frozenset(
         "attn_implementation",
         "auto_map",
         "bos_token_id",
+        "chunk_size_feed_forward",
         "dtype",
         "embd_pdrop",
         "eos_token_id",
@@ -34,6 +35,8 @@ INERT = frozenset(
         "initializer_range",
         "label2id",
         "model_type",
+        "output_attentions",
+        "output_hidden_states",
         "pad_token_id",
         "problem_type",
         "resid_pdrop",
@@ -114,6 +117,13 @@ class HFConfig:
         value: int = self.take(key, int, default)
         if not 1 <= value < 2**31:
             raise ConfigError(f"{self.source}: {key} is {value}, expected a positive integer; fetch the file again")
+        return value
+
+    def natural(self, key: str, default: Any = _REQUIRED) -> int:
+        """A token id: zero or more."""
+        value: int = self.take(key, int, default)
+        if not 0 <= value < 2**31:
+            raise ConfigError(f"{self.source}: {key} is {value}, expected zero or more; fetch the file again")
         return value
 
     def layers(self, key: str) -> int:

@@ -1,14 +1,16 @@
-"""The entry points a model exports: ``prefill_{T}`` and ``decode``, with named tensors of fixed shape."""
+"""The signatures a model exports: its entry points at fixed shapes, with named tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.authoring.decoder import DecoderOnlyModel
+from models.authoring.model import Entry, Model
+from models.authoring.session import SessionInputs, Tensors, prefill_name
 
 
 @dataclass(frozen=True)
@@ -21,35 +23,70 @@ class Signature:
 
 
 class _EntryPoint(nn.Module):
-    """Calls the model with the cache as named inputs, as the exported file will be called."""
+    """Calls an entry point with named inputs, as the exported file will be called."""
 
-    def __init__(self, model: DecoderOnlyModel, *, logits: bool) -> None:
+    def __init__(self, model: Model, entry: Entry) -> None:
         super().__init__()
-        self.model = model
-        self.logits = logits
+        self.model = model  # so that its parameters are found
+        self.entry = entry
 
-    def forward(self, tokens: Tensor, input_pos: Tensor, **cache: Tensor) -> dict[str, Tensor]:
-        return self.model(tokens, input_pos, cache, logits=self.logits)  # type: ignore[no-any-return]
+    def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
+        return self.entry(tensors)
 
 
-def decoder_signatures(
-    model: DecoderOnlyModel, *, prefill_lengths: Sequence[int], cache_length: int, prefill_logits: bool
+def signatures(
+    model: Model,
+    *,
+    prefill_lengths: Sequence[int],
+    cache_length: int,
+    prefill_logits: bool,
+    sessions: Sequence[SessionInputs],
 ) -> Iterator[Signature]:
-    """``prefill_{T}`` for every length, then ``decode``.
+    """Every encoder that the sessions call, ``prefill_{T}`` for every length, then ``decode``.
 
-    Inputs: ``tokens`` int32 ``[1, T]``, ``input_pos`` int32 ``[T]``, ``kv_cache_k_{i}`` and ``kv_cache_v_{i}`` float32
-    ``[1, S, K, H]``. Outputs: ``logits`` ``[1, T, V]`` and the cache. ``prefill_logits=False`` leaves the logits of
-    prefill out, for shipping.
+    Shapes hold the largest of ``sessions``. ``prefill_logits=False`` leaves the logits of prefill out, for shipping.
     """
-    prefill = _EntryPoint(model, logits=prefill_logits)
-    for length in prefill_lengths:
-        yield Signature(f"prefill_{length}", prefill, _sample(model, length, cache_length))
-    yield Signature("decode", _EntryPoint(model, logits=True), _sample(model, 1, cache_length))
+    known: dict[str, Tensor] = {**model.empty_cache(cache_length)}
+    for name, tensors in _largest(sessions).items():
+        entry = model.entry(name, cache_length)
+        samples = {key: torch.from_numpy(value) for key, value in tensors.items()}
+        yield Signature(name, _EntryPoint(model, entry), samples)
+        with torch.no_grad():
+            known |= entry(samples)
+    if rows := max(sum(call.rows for call in session.calls) for session in sessions):
+        known["encoded"] = known["encoded"].new_zeros(1, rows, known["encoded"].shape[-1])
+    for prefill in dict.fromkeys(session.prefill for session in sessions if session.prefill):
+        entry = model.entry(prefill, cache_length, logits=prefill_logits)
+        for length in prefill_lengths:
+            yield Signature(
+                prefill_name(prefill, length), _EntryPoint(model, entry), _samples(entry, length, known, sessions)
+            )
+    entry = model.entry("decode", cache_length)
+    yield Signature("decode", _EntryPoint(model, entry), _samples(entry, 1, known, sessions))
 
 
-def _sample(model: DecoderOnlyModel, length: int, cache_length: int) -> dict[str, Tensor]:
-    return {
+def _largest(sessions: Sequence[SessionInputs]) -> dict[str, Tensors]:
+    """For each encoder zeros of the largest shape that any session gives it."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for call in (call for session in sessions for call in session.calls):
+        largest = found.setdefault(call.entry, {})
+        for name, value in call.tensors.items():
+            shapes = (value.shape, largest[name].shape if name in largest else value.shape)
+            largest[name] = np.zeros(np.max(shapes, axis=0), value.dtype)
+    return dict(found)
+
+
+def _samples(
+    entry: Entry, length: int, known: Mapping[str, Tensor], sessions: Sequence[SessionInputs]
+) -> dict[str, Tensor]:
+    """What the entry point takes, for ``length`` tokens."""
+    given = {
         "tokens": torch.zeros((1, length), dtype=torch.int32),
         "input_pos": torch.arange(length, dtype=torch.int32),
-        **model.empty_cache(cache_length),
+        **known,
     }
+    for session in sessions:
+        for name, value in session.per_position.items():
+            given[name] = torch.zeros((*value.shape[:-1], length), dtype=torch.from_numpy(value[..., :1]).dtype)
+        given |= {name: torch.from_numpy(value) for name, value in session.constant.items()}
+    return {name: given[name] for name in entry.inputs}

@@ -179,12 +179,12 @@ class Fuse(Operation):
 class Tie(_SameValues):
     """The parameter ``alias`` is the parameter ``target``.
 
-    Files may repeat the table as ``stored``; if they do, it must be equal to ``source``, else the file and its
-    configuration contradict each other.
+    Files may repeat the table under the names of ``copies``; what they then hold must be equal to ``source``, else the
+    file and its configuration contradict each other.
     """
 
     alias: str
-    stored: str
+    copies: tuple[str, ...]
 
     @property
     def description(self) -> str:
@@ -249,8 +249,8 @@ def load_weights(model: nn.Module, operations: Iterable[Operation], source: Mapp
             _fill(model, waiting, operation, target, value)
         if isinstance(operation, Tie):
             _assign(model, operation.alias, model.get_parameter(operation.target))
-            if operation.stored in left:
-                _require_equal(operation, tensors[0], _consume(source, left, operation.stored))
+            for copy in left.intersection(operation.copies):
+                _require_equal(operation, tensors[0], copy, _consume(source, left, copy))
     if waiting:
         raise CheckpointError(f"the weight map produces no {min(waiting)}")
     if left:
@@ -285,12 +285,12 @@ def _fill(model: nn.Module, waiting: dict[str, nn.Parameter], operation: Operati
     _assign(model, target, nn.Parameter(value, requires_grad=False))
 
 
-def _require_equal(operation: Tie, table: Tensor, stored: Tensor) -> None:
+def _require_equal(operation: Tie, table: Tensor, name: str, stored: Tensor) -> None:
     import torch
 
     if not torch.equal(table, stored):
         raise CheckpointError(
-            f"{operation.stored} differs from {operation.source} although the configuration ties them; "
+            f"{name} differs from {operation.source} although the configuration ties them; "
             "set tie_word_embeddings to false, or fetch the file again"
         )
 

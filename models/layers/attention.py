@@ -58,7 +58,11 @@ def soft_cap(x: Tensor, cap: float) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Projections, rotary positions, cache update, attention, output projection."""
+    """Projections, rotary positions, attention, output projection.
+
+    ``forward`` is causal self-attention through a cache, ``within`` attention of a whole sequence to itself, ``across``
+    attention to keys and values that another sequence gave. Without rotary positions, ``cos`` and ``sin`` are ``None``.
+    """
 
     def __init__(self, config: AttentionConfig, width: int, *, fused: bool = False) -> None:
         super().__init__()
@@ -73,26 +77,46 @@ class Attention(nn.Module):
         self.fused = fused
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor
+        self,
+        x: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        mask: Tensor,
+        positions: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``x`` ``[B, T, D]``, tables ``[T, R/2]``, mask ``[B, 1, T, S]``, positions ``[T]``, caches ``[B, S, K, H]``.
 
         Returns:
             The attention output ``[B, T, D]`` and both updated caches.
         """
-        heads = (*x.shape[:2], -1, self.config.head_dim)
-        query = apply_rope(self.q_norm(self.q_proj(x).view(heads)), cos, sin)
-        key = apply_rope(self.k_norm(self.k_proj(x).view(heads)), cos, sin)
-        value = self.v_proj(x).view(heads)
+        key, value = self.keys_and_values(x, cos, sin)
         k_cache = update_cache(k_cache, key, positions)
         v_cache = update_cache(v_cache, value, positions)
+        return self.across(x, cos, sin, mask, k_cache, v_cache), k_cache, v_cache
+
+    def within(self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: Tensor) -> Tensor:
+        """``x`` ``[B, T, D]``, tables ``[T, R/2]``, mask ``[B, 1, T, T]`` -> ``[B, T, D]``."""
+        return self.across(x, cos, sin, mask, *self.keys_and_values(x, cos, sin))
+
+    def across(
+        self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """Queries from ``x`` ``[B, T, D]`` over keys and values ``[B, S, K, H]``, mask ``[B, 1, T, S]``."""
+        query = self._rotated(self.q_norm(self._heads(self.q_proj(x))), cos, sin)
         attended = scaled_dot_product_attention(
-            query,
-            k_cache,
-            v_cache,
-            mask,
-            scale=self.config.scale,
-            softcap=self.config.softcap,
-            fused=self.fused,
+            query, key, value, mask, scale=self.config.scale, softcap=self.config.softcap, fused=self.fused
         )
-        return self.o_proj(attended.flatten(2)), k_cache, v_cache
+        projected: Tensor = self.o_proj(attended.flatten(2))
+        return projected
+
+    def keys_and_values(self, x: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What ``x`` ``[B, S, D]`` offers to be attended to: keys and values, each ``[B, S, K, H]``."""
+        return self._rotated(self.k_norm(self._heads(self.k_proj(x))), cos, sin), self._heads(self.v_proj(x))
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.view(*projected.shape[:2], -1, self.config.head_dim)
+
+    def _rotated(self, heads: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+        return heads if cos is None or sin is None else apply_rope(heads, cos, sin)

@@ -20,3 +20,8 @@ def causal_mask(positions: Tensor, cache_length: int, window: int | None = None)
     if window is not None:
         visible = visible & (slots[None, :] > positions[:, None] - window)
     return torch.where(visible, 0.0, BLOCKED)[None, None]
+
+
+def padding_mask(count: Tensor, length: int) -> Tensor:
+    """Everybody sees the first ``count`` (integer ``[1]``) of ``length`` slots: ``[1, 1, 1, S]``."""
+    return torch.where(torch.arange(length, dtype=count.dtype) < count, 0.0, BLOCKED)[None, None, None]

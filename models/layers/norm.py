@@ -35,10 +35,10 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.Module):
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last axis; any shape ``[..., D]``."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,4 +53,4 @@ def build_norm(config: NormConfig | None, width: int, *, fused: bool = False) ->
         case "rms":
             return RMSNorm(width, config.eps, gain_offset=config.gain_offset, fused=fused)
         case "layer":
-            return LayerNorm(width, config.eps)
+            return LayerNorm(width, config.eps, bias=config.bias)

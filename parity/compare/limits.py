@@ -124,18 +124,35 @@ RECIPE_LIMITS = {
     ),
 }
 
+
+def _encoded(rel_l2: float, measured: str) -> tuple[Limit, ...]:
+    why = "Distance of the rows that an encoder makes, relative to their size; three times the worst measured: "
+    return (Limit(metric="rel_l2", most=rel_l2, reason=why + measured),)
+
+
+#: What an encoder made, before anything reads it.
+ENCODER_LIMITS = {
+    "fp16": _encoded(1e-3, "to be measured"),
+    "weight_only_int8": _encoded(0.03, "to be measured"),
+    "dynamic_int8": _encoded(0.1, "to be measured"),
+    "dynamic_int4_block32": _encoded(0.4, "to be measured"),
+    "dynamic_int4_block128": _encoded(0.4, "to be measured"),
+    "dynamic_int4": _encoded(0.5, "to be measured"),
+}
+
 #: Recipes without limits of their own are held to those of the plainest recipe with the same weight bits.
 _BY_BITS = {16: "fp16", 8: "dynamic_int8", 4: "dynamic_int4"}
 
 
-def limits_for(rung: str, bits: int | None = None) -> tuple[Limit, ...]:
+def limits_for(rung: str, bits: int | None = None, output: str = "logits") -> tuple[Limit, ...]:
     """The limits a rung is held to: the original, float rungs by its noise, quantized ones by their recipe.
 
     ``bits`` is the smallest weight precision of a recipe that is not in the table. No limits are known for less than
-    four bits: the tuple is empty, and the verdict ERROR.
+    four bits: the tuple is empty, and the verdict ERROR. ``output`` is ``logits`` or ``encoder``.
     """
     if rung == "original":
         return ORIGINAL_LIMITS
     if rung in FLOAT_RUNGS:
         return FLOAT_LIMITS
-    return RECIPE_LIMITS.get(rung) or RECIPE_LIMITS.get(_BY_BITS.get(bits or 0, ""), ())
+    table = RECIPE_LIMITS if output == "logits" else ENCODER_LIMITS
+    return table.get(rung) or table.get(_BY_BITS.get(bits or 0, ""), ())

@@ -120,9 +120,8 @@ def worst_position_rel_l2(errors: PositionErrors) -> float:
     return float(np.sqrt((errors.squared_error / errors.squared_reference).max()))
 
 
-def summarize(errors: PositionErrors) -> dict[str, Any]:
-    """The report's figures over a set of positions (``perplexity_ratio`` and ``floor_ratio`` come from elsewhere)."""
-    clear = errors.margin >= NEAR_TIE
+def distances(errors: PositionErrors) -> dict[str, Any]:
+    """How far apart two outputs of any meaning are, over a set of positions."""
     return {
         "positions": len(errors),
         "rel_l2": rel_l2(errors),
@@ -133,6 +132,14 @@ def summarize(errors: PositionErrors) -> dict[str, Any]:
         "cosine": float(
             errors.product.sum() / np.sqrt(errors.squared_reference.sum() * errors.squared_candidate.sum())
         ),
+    }
+
+
+def summarize(errors: PositionErrors) -> dict[str, Any]:
+    """The report's figures over a set of positions (``perplexity_ratio`` and ``floor_ratio`` come from elsewhere)."""
+    clear = errors.margin >= NEAR_TIE
+    return {
+        **distances(errors),
         "kl_mean": float(errors.kl.mean()),
         "kl_p99": float(np.quantile(errors.kl, 0.99)),
         "kl_max": float(errors.kl.max()),

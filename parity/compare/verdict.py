@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from parity.compare.metrics import (
     PositionErrors,
     compare_positions,
     concatenate,
+    distances,
     negative_log_likelihood,
     rel_l2,
     summarize,
@@ -23,6 +24,11 @@ from parity.compare.metrics import (
 )
 from parity.inputs import Inputs
 from parity.trace import PHASES, PromptTrace, Trace
+
+#: What is compared of a rung.
+Output = Literal["encoder", "logits"]
+#: The output that an encoder makes, and the phase in which it does.
+ENCODER: Output = "encoder"
 
 
 class Verdict(StrEnum):
@@ -43,10 +49,11 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Edge:
-    """A reference/candidate pair of rungs, judged."""
+    """A reference/candidate pair of rungs, judged by their logits or by what their encoders made."""
 
     reference: str
     candidate: str
+    output: Output = "logits"
     verdict: Verdict
     metrics: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, Any] = field(default_factory=dict)
@@ -56,7 +63,10 @@ class Edge:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """The original's own float32 distance to the oracle: relative L2 by phase, over all positions and at the worst."""
+    """The original's own float32 distance to the oracle: relative L2 by phase, over all positions and at the worst.
+
+    The encoder, where there is one, counts as a phase.
+    """
 
     rel_l2: Mapping[str, float]
     worst_position: Mapping[str, float]
@@ -66,8 +76,8 @@ class NoiseFloor:
         """The floor on these inputs. It is never taken to be below float32's unit roundoff."""
         errors = compare_phases(oracle, original)
         return cls(
-            {phase: max(rel_l2(errors[phase]), UNIT_ROUNDOFF) for phase in PHASES},
-            {phase: max(worst_position_rel_l2(errors[phase]), UNIT_ROUNDOFF) for phase in PHASES},
+            {phase: max(rel_l2(found), UNIT_ROUNDOFF) for phase, found in errors.items()},
+            {phase: max(worst_position_rel_l2(found), UNIT_ROUNDOFF) for phase, found in errors.items()},
         )
 
 
@@ -82,31 +92,54 @@ def with_generation(edge: Edge, generation: Generation) -> Edge:
     return replace(edge, verdict=worst([edge.verdict, Verdict.FAIL]), cause=cause)
 
 
+def blaming_the_encoder(edges: Sequence[Edge]) -> list[Edge]:
+    """A rung's edges; where its encoder is off already, logits that are off too are said to diverge there."""
+    off = {edge.output for edge in edges if edge.verdict is Verdict.FAIL}
+    if off != {ENCODER, "logits"}:
+        return list(edges)
+    return [edge if edge.output == ENCODER else replace(edge, first_divergent_stage=ENCODER) for edge in edges]
+
+
 def compare_phases(reference: Trace, candidate: Trace) -> dict[str, PositionErrors]:
-    """Position errors of all prompts together, by phase."""
-    return {
+    """Position errors of all prompts together, by phase; the rows of the encoder, where there are any, are one."""
+    found = {
         phase: concatenate(
             compare_positions(getattr(prompt, phase), getattr(candidate.prompts[name], phase))
             for name, prompt in reference.prompts.items()
         )
         for phase in PHASES
     }
+    encoded = [
+        compare_positions(prompt.encoded, made)
+        for name, prompt in reference.prompts.items()
+        if prompt.encoded is not None and (made := candidate.prompts[name].encoded) is not None
+    ]
+    return {**found, ENCODER: concatenate(encoded)} if encoded else found
 
 
-def measure(reference: Trace, candidate: Trace, floor: NoiseFloor, inputs: Inputs) -> dict[str, Any]:
-    """Every figure of an edge: over all positions, and under ``prefill`` and ``decode`` for each phase alone."""
+def measure(reference: Trace, candidate: Trace, floor: NoiseFloor, inputs: Inputs) -> dict[Output, dict[str, Any]]:
+    """Every figure of every output that is compared: ``encoder`` where there is one, then ``logits``.
+
+    Those of the logits are over all positions, and under ``prefill`` and ``decode`` for each phase alone.
+    """
     errors = compare_phases(reference, candidate)
-    metrics = summarize(concatenate(errors.values()))
+    ratios = {phase: _ratios(found, floor, phase) for phase, found in errors.items()}
+    metrics = summarize(concatenate(errors[phase] for phase in PHASES))
     for phase in PHASES:
-        metrics[phase] = {
-            **summarize(errors[phase]),
-            "floor_ratio": rel_l2(errors[phase]) / floor.rel_l2[phase],
-            "worst_position_ratio": worst_position_rel_l2(errors[phase]) / floor.worst_position[phase],
-        }
+        metrics[phase] = {**summarize(errors[phase]), **ratios[phase]}
     for ratio in ("floor_ratio", "worst_position_ratio"):
         metrics[ratio] = max(metrics[phase][ratio] for phase in PHASES)
     metrics["perplexity_ratio"] = math.exp(_continuation_nll(candidate, inputs) - _continuation_nll(reference, inputs))
-    return metrics
+    if ENCODER not in errors:
+        return {"logits": metrics}
+    return {ENCODER: {**distances(errors[ENCODER]), **ratios[ENCODER]}, "logits": metrics}
+
+
+def _ratios(errors: PositionErrors, floor: NoiseFloor, phase: str) -> dict[str, float]:
+    return {
+        "floor_ratio": rel_l2(errors) / floor.rel_l2[phase],
+        "worst_position_ratio": worst_position_rel_l2(errors) / floor.worst_position[phase],
+    }
 
 
 def _continuation_nll(trace: Trace, inputs: Inputs) -> float:
@@ -119,7 +152,13 @@ def _continuation_nll(trace: Trace, inputs: Inputs) -> float:
     return float(np.concatenate(costs).mean())
 
 
-def judge(reference: str, candidate: str, metrics: Mapping[str, Any], limits: Sequence[Limit]) -> Edge:
+def judge(
+    reference: str,
+    candidate: str,
+    metrics: Mapping[str, Any],
+    limits: Sequence[Limit],
+    output: Output = "logits",
+) -> Edge:
     """Hold figures against limits. No limits, a figure that is missing or not finite: ERROR."""
     shown = {limit.metric: limit.bound for limit in limits}
     values = {limit.metric: metrics.get(limit.metric) for limit in limits}
@@ -132,4 +171,12 @@ def judge(reference: str, candidate: str, metrics: Mapping[str, Any], limits: Se
     elif broken := [limit for limit in limits if not limit.holds(metrics[limit.metric])]:
         verdict = Verdict.FAIL
         cause = "; ".join(f"{limit.metric} {values[limit.metric]:.4g}, limit {limit.bound}" for limit in broken)
-    return Edge(reference=reference, candidate=candidate, verdict=verdict, metrics=metrics, limits=shown, cause=cause)
+    return Edge(
+        reference=reference,
+        candidate=candidate,
+        output=output,
+        verdict=verdict,
+        metrics=metrics,
+        limits=shown,
+        cause=cause,
+    )

@@ -73,7 +73,7 @@ def to_file(
         signatures = isolated.run("reading the file", partial(_signatures, made)).value
         with whole_file(destination) as temporary:
             made.replace(temporary)
-    if facts := rope_facts(config.rope, cache_length):
+    if facts := rope_facts(config, cache_length):
         said = (
             f"frequencies: {facts['rope_regime']} factors; a cache of up to {facts['rope_boundary']} has the short ones"
         )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from models.authoring.config import RopeConfig
+from models.authoring.config import ModelConfig
+from models.authoring.session import SessionInputs
 from parity import isolated
 from parity.convert.metadata import stamp
 from parity.convert.quantize import name_weights
@@ -18,11 +19,12 @@ from parity.files import whole_file
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What to export: which entry points, over how many cache slots."""
+    """What to export: which entry points, over how many cache slots, large enough for which sessions."""
 
     prefill_lengths: tuple[int, ...]
     cache_length: int
     prefill_logits: bool = True
+    sessions: tuple[SessionInputs, ...] = (SessionInputs(),)
 
     def __post_init__(self) -> None:
         if not self.prefill_lengths or min(self.prefill_lengths) < 1:
@@ -37,10 +39,11 @@ class Export:
 
 @dataclass(frozen=True)
 class FloatFile:
-    """A converted file: what it was exported as, and the names of its weights in file order."""
+    """A converted file: what it was exported as, its signatures, and the names of its weights in file order."""
 
     path: Path
     export: Export
+    signatures: tuple[str, ...]
     names: tuple[str, ...]
 
 
@@ -68,7 +71,7 @@ def _convert(family: str, folder: Path, export: Export, destination: Path, progr
 
     import parity.convert.lowerings  # noqa: F401  (teaches the converter this project's operators)
     from models import registry
-    from models.authoring.signatures import decoder_signatures
+    from models.authoring.signatures import signatures
 
     # The converter's dependencies warn about each other; that goes to the job's log, and never stops a conversion.
     warnings.simplefilter("default")
@@ -77,28 +80,31 @@ def _convert(family: str, folder: Path, export: Export, destination: Path, progr
     torch.set_num_threads(1)  # tracing computes nothing large, and other rungs may be running beside it
     model = registry.family(family).load(folder, fused=True)
     converter = litert_torch.Converter()
-    for signature in decoder_signatures(
+    made = []
+    for signature in signatures(
         model,
         prefill_lengths=sorted(export.prefill_lengths),
         cache_length=export.cache_length,
         prefill_logits=export.prefill_logits,
+        sessions=export.sessions,
     ):
         converter.add_signature(signature.name, signature.module, sample_kwargs=signature.inputs)
+        made.append(signature.name)
     progress(0, 1)
     converted = converter.convert(strict_export=False)
     with whole_file(destination) as temporary:
         converted.export(str(temporary))
-        if facts := rope_facts(model.config.rope, export.cache_length):
+        if facts := rope_facts(model.config, export.cache_length):
             stamp(temporary, facts)
-    return FloatFile(destination, export, name_weights(destination, dict(model.named_parameters())))
+    return FloatFile(destination, export, tuple(made), name_weights(destination, dict(model.named_parameters())))
 
 
-def rope_facts(rope: RopeConfig, cache_length: int) -> dict[str, int | str]:
+def rope_facts(config: ModelConfig, cache_length: int) -> dict[str, int | str]:
     """What a file must say about its frequencies, where they depend on how long a session gets (LongRoPE)."""
-    if rope.boundary is None:
+    if config.boundary is None:
         return {}
-    regime = "short" if cache_length <= rope.boundary else "long"
-    return {"rope_regime": regime, "rope_boundary": rope.boundary, "cache_length": cache_length}
+    regime = "short" if cache_length <= config.boundary else "long"
+    return {"rope_regime": regime, "rope_boundary": config.boundary, "cache_length": cache_length}
 
 
 def file_name(model: str, precision: str, export: Export) -> str:

@@ -165,6 +165,11 @@ _UNQUANTIZED = ("original", *FLOAT_RUNGS)
 BY_IMPORTANCE = (FLOOR, KL_MEAN, TOP1_CLEAR, REL_L2, PERPLEXITY, KL_P99, SECONDS, WORST, TOP5, PEAK, TOP1)
 
 
+def edge_name(edge: Edge) -> str:
+    """What an edge is called: its rung, and the output that was compared where that is not the logits."""
+    return shown(edge.candidate if edge.output == "logits" else f"{edge.candidate} {edge.output}")
+
+
 def ladder(report: Report) -> list[tuple[Edge, RungRecord]]:
     """The edges from the top of the ladder down, each with the rung that was run for it."""
     rungs = {rung.name: rung for rung in report.rungs}
@@ -216,7 +221,7 @@ def limits_shown(reports: Sequence[Report]) -> list[ShownLimit]:
             else:
                 reason = f"The limit has changed since; it is now {bound_text(metric, today.bound)}."
             rungs = held.setdefault((shown(metric), bound_text(metric, bound), shown(reason)), {})
-            rungs[shown(edge.candidate)] = None
+            rungs[edge_name(edge)] = None
     return [
         ShownLimit(metric=metric, bound=bound, rungs=tuple(rungs), reason=reason)
         for (metric, bound, reason), rungs in held.items()
@@ -226,10 +231,10 @@ def limits_shown(reports: Sequence[Report]) -> list[ShownLimit]:
 def _table_of_limits(edge: Edge) -> tuple[Limit, ...]:
     """Today's limits of a rung. The record does not say by which precision an unlisted recipe was judged."""
     for bits in (None, 16, 8, 4):
-        table = limits_for(edge.candidate, bits)
+        table = limits_for(edge.candidate, bits, edge.output)
         if {limit.metric: limit.bound for limit in table} == edge.limits:
             return table
-    return limits_for(edge.candidate)
+    return limits_for(edge.candidate, output=edge.output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +258,7 @@ def causes(report: Report) -> list[Cause]:
             text = shown(edge.cause) if edge.cause else "no cause was recorded"
             if edge.first_divergent_stage:
                 text += f"; first diverging stage: {shown(edge.first_divergent_stage)}"
-            grouped.setdefault((edge.verdict, text), []).append(shown(edge.candidate))
+            grouped.setdefault((edge.verdict, text), []).append(edge_name(edge))
     return [Cause(verdict=verdict, rungs=tuple(rungs), text=text) for (verdict, text), rungs in grouped.items()]
 
 

@@ -157,7 +157,7 @@ class _Axis:
         broken = [metric for metric, (share, _) in marks.items() if share > 1]
         lead = max(broken, key=lambda metric: marks[metric][0], default=None)
         lead = lead or next((metric for metric in (*_LEADING, *marks) if metric in marks), None)
-        rung = shown(edge.candidate)
+        rung = figures.edge_name(edge)
         return ChartRow(
             rung=rung,
             short=rung if len(rung) <= _NAME_LENGTH else f"{rung[: _NAME_LENGTH - 1]}…",

@@ -12,6 +12,7 @@ from parity.report.figures import (
     NAMED,
     Summary,
     causes,
+    edge_name,
     environment_lines,
     exceptions,
     generated,
@@ -103,7 +104,7 @@ def _edges(report: Report) -> str:
     for edge, rung in ladder(report):
         figures = [(column.show(edge, rung), column.broken(edge)) for column in COLUMNS]
         cells = (f"**{text}**" if broken else text for text, broken in figures)
-        rows.append([code(edge.candidate), MARKS[edge.verdict], *cells])
+        rows.append([code(edge_name(edge)), MARKS[edge.verdict], *cells])
     titles = [column.title.replace("\n", " ") for column in COLUMNS]
     return _table(["rung", "verdict", *titles], rows, left=2)
 

@@ -19,6 +19,7 @@ from parity.report.figures import (
     Column,
     Summary,
     causes,
+    edge_name,
     exceptions,
     generated,
     ladder,
@@ -115,7 +116,7 @@ def _table_of(page: _Page, edges: Sequence[tuple[Edge, RungRecord]], columns: Se
     for edge, rung in edges:
         cells = [(column.show(edge, rung), column.broken(edge)) for column in columns]
         table.add_row(
-            page.text(shown(edge.candidate)),
+            page.text(edge_name(edge)),
             page.text(edge.verdict, STYLES[edge.verdict]),
             *(page.text(text, "dim" if text == DASH else "bold red" if broken else "") for text, broken in cells),
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,13 +17,20 @@ from parity.inputs import Inputs, TokenizedPrompt
 from parity.trace import Logits, PromptTrace, Trace
 
 
+class Prefilled(NamedTuple):
+    """Logits ``[T, V]`` at every position of a prompt, and what an encoder made of what goes with it, ``[rows, D]``."""
+
+    logits: Logits
+    encoded: Logits | None = None
+
+
 class Session(Protocol):
     """A loaded model with one key/value cache. ``note`` says where it is from, if not from where one would expect."""
 
     note: str
 
-    def prefill(self, tokens: Sequence[int], until: int) -> Logits:
-        """Start over with ``tokens`` at positions 0..T-1; logits ``[T, V]`` at every one of them.
+    def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:
+        """Start over: what goes with the prompt through the encoder, its tokens at positions 0..T-1.
 
         ``until`` is how many positions the session will have in the end.
         """
@@ -98,25 +105,25 @@ def _record(runner: Runner, inputs: Inputs, path: Path, generate: int, progress:
 def _answer(session: Session, prompt: TokenizedPrompt, generate: int) -> Iterator[PromptTrace]:
     """Teacher forcing, then free running. Yields after every call of the model; the last one is complete."""
     until = prompt.until(generate)
-    prefill = session.prefill(prompt.prompt, until)
+    prefill, encoded = session.prefill(prompt, until)
     decoded: list[Logits] = []
     empty = np.empty((0, prefill.shape[-1]), prefill.dtype)
     yield PromptTrace(prefill, empty)
     for token in prompt.continuation:
         decoded.append(session.decode(token))
         yield PromptTrace(prefill, empty)
-    forced = PromptTrace(prefill, np.stack(decoded) if decoded else empty)
+    forced = PromptTrace(prefill, np.stack(decoded) if decoded else empty, encoded)
     yield forced
     if not generate:
         return
     ids: list[int] = []
     margins: list[float] = []
-    logits = session.prefill(prompt.prompt, until)[-1]
+    logits = session.prefill(prompt, until).logits[-1]
     while True:
         second, best = np.argpartition(logits, -2)[-2:]
         ids.append(int(best))
         margins.append(float(logits[best] - logits[second]))
-        yield PromptTrace(forced.prefill, forced.decode, tuple(ids), tuple(margins))
+        yield replace(forced, generated=tuple(ids), margins=tuple(margins))
         if len(ids) == generate:
             return
         logits = session.decode(ids[-1])

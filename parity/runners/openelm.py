@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parity.inputs import TokenizedPrompt
+from parity.runners.base import Prefilled
 from parity.trace import Logits
 
 if TYPE_CHECKING:
@@ -38,9 +40,9 @@ class OpenELMSession:
         self.past: list[tuple[Tensor, Tensor]] = []
         self.note = f"an independent reference in plain tensor operations, transformers has no openelm{refused}"
 
-    def prefill(self, tokens: Sequence[int], until: int) -> Logits:  # noqa: ARG002  (its cache grows as it must)
+    def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002  (its cache grows as it must)
         self.past = []
-        return self._run(tokens)
+        return Prefilled(self._run(prompt.prompt))
 
     def decode(self, token: int) -> Logits:
         logits: Logits = self._run([token])[0]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parity.errors import RungError
-from parity.runners.base import Session
+from parity.inputs import TokenizedPrompt
+from parity.runners.base import Prefilled, Session
 from parity.trace import Logits
 
 
@@ -43,7 +44,7 @@ class Original:
         with torch.no_grad():
             if _model_type(self.folder) != "openelm":
                 with self._precisely():
-                    yield OriginalSession(self._load(dtype))
+                    yield session_of(self._load(dtype))
                 return
             refused = ""
             if self.remote_code:
@@ -62,17 +63,15 @@ class Original:
         """The code that lies in the folder once it has answered a token and decoded another, or why it does not run."""
         try:
             session = OriginalSession(self._load(dtype, remote_code=True), "the code published with the checkpoint")
-            session.prefill([0], 2)
+            session.prefill(TokenizedPrompt("trial", (0,), ()), 2)
             session.decode(0)
         except Exception as error:  # noqa: BLE001  (foreign code can raise anything)
             return " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return session
 
     def _load(self, dtype: Any, *, remote_code: bool = False) -> Any:
-        from transformers import AutoModelForCausalLM
-
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = _reader(self.folder, remote_code=remote_code).from_pretrained(
                 self.folder,
                 dtype=dtype,
                 attn_implementation="eager",
@@ -89,21 +88,35 @@ class Original:
         return model.eval()
 
 
+def _reader(folder: Path, *, remote_code: bool) -> Any:
+    """The library's reader for the kind of model that the configuration describes."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code)
+    readers = (
+        transformers.AutoModelForImageTextToText,
+        transformers.AutoModelForSpeechSeq2Seq,
+        transformers.AutoModelForSeq2SeqLM,
+    )
+    fitting = (reader for reader in readers if type(config) in reader._model_mapping)  # noqa: SLF001  (no public way)
+    return next(fitting, transformers.AutoModelForCausalLM)
+
+
 def _model_type(folder: Path) -> str:
     return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
 
 
 class OriginalSession:
-    """The model and its cache."""
+    """A causal language model and its cache."""
 
     def __init__(self, model: Any, note: str = "") -> None:
         self.model = model
         self.note = note
         self.cache: Any = None
 
-    def prefill(self, tokens: Sequence[int], until: int) -> Logits:  # noqa: ARG002  (its cache grows as it must)
+    def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002  (its cache grows as it must)
         self.cache = None
-        return self._run(tokens)
+        return Prefilled(self._run(prompt.prompt))
 
     def decode(self, token: int) -> Logits:
         logits: Logits = self._run([token])[0]
@@ -116,6 +129,46 @@ class OriginalSession:
         self.cache = output.past_key_values
         logits: Logits = output.logits[0].numpy()
         return logits
+
+
+class EncoderDecoderOriginal:
+    """A model whose encoder reads what goes with the prompt, once."""
+
+    note = ""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.encoded: Any = None
+        self.cache: Any = None
+
+    def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002  (its cache grows as it must)
+        import torch
+
+        self.cache = None
+        self.encoded = self.model.get_encoder()(**{name: torch.tensor(value) for name, value in prompt.media.items()})
+        return Prefilled(self._run(prompt.prompt), self.encoded.last_hidden_state[0].numpy())
+
+    def decode(self, token: int) -> Logits:
+        logits: Logits = self._run([token])[0]
+        return logits
+
+    def _run(self, tokens: Sequence[int]) -> Logits:
+        import torch
+
+        output = self.model(
+            encoder_outputs=self.encoded,
+            decoder_input_ids=torch.tensor([tokens]),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = output.past_key_values
+        logits: Logits = output.logits[0].numpy()
+        return logits
+
+
+def session_of(model: Any) -> Session:
+    """The session that fits the kind of model."""
+    return EncoderDecoderOriginal(model) if model.config.is_encoder_decoder else OriginalSession(model)
 
 
 def everything_float64() -> AbstractContextManager[Any]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parity.runners.base import shortest
-from parity.trace import Logits
+from parity.runners.driver import DrivenSession, Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from models.authoring.decoder import DecoderOnlyModel
+    from models.authoring.model import Model
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Reauthored:
     name: str = "reauthored"
 
     @contextmanager
-    def open(self) -> Iterator[ReauthoredSession]:
+    def open(self) -> Iterator[DrivenSession]:
         """Load the checkpoint through the family's weight map."""
         import torch
 
@@ -37,35 +34,27 @@ class Reauthored:
         torch.set_num_threads(self.threads)
         model = registry.family(self.family).load(self.folder)
         with torch.inference_mode():
-            yield ReauthoredSession(model, self.cache_lengths)
+            yield DrivenSession(model.config, [TorchProgram(model, length) for length in self.cache_lengths])
 
 
-class ReauthoredSession:
-    """The model and its cache: the shortest of ``cache_lengths`` that holds the session."""
+class TorchProgram:
+    """The model's entry points as they are, for any number of tokens."""
 
-    note = ""
-
-    def __init__(self, model: DecoderOnlyModel, cache_lengths: Sequence[int]) -> None:
+    def __init__(self, model: Model, cache_length: int) -> None:
         self.model = model
-        self.cache_lengths = cache_lengths
-        self.cache: dict[str, Tensor] = {}
-        self.position = 0
+        self.cache_length = cache_length
 
-    def prefill(self, tokens: Sequence[int], until: int) -> Logits:
-        self.cache = self.model.empty_cache(shortest(self.cache_lengths, until))
-        self.position = 0
-        return self._run(tokens)
+    def empty_cache(self) -> dict[str, Tensor]:
+        return {name: tensor.numpy() for name, tensor in self.model.empty_cache(self.cache_length).items()}
 
-    def decode(self, token: int) -> Logits:
-        logits: Logits = self._run([token])[0]
-        return logits
+    def prefill_lengths(self, entry: str) -> None:  # noqa: ARG002  (any number of tokens, whatever the entry point)
+        return
 
-    def _run(self, tokens: Sequence[int]) -> Logits:
+    def shapes(self, entry: str, length: int) -> Mapping[str, None]:  # noqa: ARG002
+        return dict.fromkeys(self.model.entry(entry, self.cache_length).inputs)
+
+    def call(self, entry: str, length: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         import torch
 
-        positions = torch.arange(self.position, self.position + len(tokens), dtype=torch.int32)
-        outputs = self.model(torch.tensor([tokens], dtype=torch.int32), positions, self.cache)
-        logits: Logits = outputs.pop("logits")[0].numpy()
-        self.cache = outputs
-        self.position += len(tokens)
-        return logits
+        made = self.model.entry(entry, self.cache_length)({k: torch.from_numpy(v) for k, v in tensors.items()})
+        return {name: tensor.numpy() for name, tensor in made.items()}

@@ -17,6 +17,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from models.authoring.checkpoint import INDEX, SINGLE, STATE_DICT, weight_files
+from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from models.authoring.hf_config import HFConfig
 from models.errors import CheckpointError
 from models.registry import Model
@@ -156,12 +157,7 @@ def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *,
     shapes = {name: tuple(t.shape) for name, t in original_layout(meta, model.family.weight_map(config)).items()}
     seed = f"{model.name}/{'tiny' if tiny else 'synthetic'}"
     dtype = str(values["torch_dtype"])
-    manner = Manner(
-        gain_offset=config.final_norm.gain_offset,
-        embedding_scale=config.embedding_scale,
-        post_norms=config.blocks[0].post_attention_norm is not None,
-    )
-    shards = _shards(plan(shapes, seed, manner), itemsize=4 if dtype == "float32" else 2)
+    shards = _shards(plan(shapes, seed, manner_of(config)), itemsize=4 if dtype == "float32" else 2)
     for number, (name, tensors) in enumerate(shards.items()):
         progress(number, len(shards))
         write_safetensors(folder / name, tensors, dtype=dtype, seed=seed)
@@ -173,6 +169,20 @@ def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *,
     sha256 = sha256_of(weight_files(folder))
     (folder / "manifest.json").write_text(json.dumps({"companions": _companions(folder), "sha256": sha256}))
     return sha256
+
+
+def manner_of(config: ModelConfig) -> Manner:
+    """What the drawing must know of a model's arithmetic."""
+    match config:
+        case DecoderConfig():
+            return Manner(
+                gain_offset=config.final_norm.gain_offset,
+                embedding_scale=config.embedding_scale,
+                post_norms=config.blocks[0].post_attention_norm is not None,
+            )
+        case EncoderDecoderConfig():
+            attention = config.cross_attention
+            return Manner(head_scale=config.head_scale, score_scale=attention.scale * math.sqrt(attention.head_dim))
 
 
 def _shards(tensors: list[Drawn], itemsize: int) -> dict[str, list[Drawn]]:

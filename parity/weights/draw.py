@@ -43,11 +43,13 @@ CHUNK = 1 << 22
 
 _SUM_MEAN = 2 * 65535  # of four uniform 16-bit integers
 _SUM_STD = math.sqrt(4 * (65536**2 - 1) / 12)
-_WRITES_TO_STREAM = re.compile(r"\.(o_proj|down_proj|dense|fc2|out_proj|proj_2)\.")
-_READS_QUERY_OR_KEY = re.compile(r"\.(q_proj|k_proj|qkv_proj)\.")
-_TABLE = re.compile(r"(^|\.)(embed_tokens|lm_head|token_embeddings)\.")
+_WRITES_TO_STREAM = re.compile(r"\.(o_proj|down_proj|dense|fc2|out_proj|proj_2|o|wo)\.")
+_READS_QUERY_OR_KEY = re.compile(r"\.(q_proj|k_proj|qkv_proj|q|k)\.")
+_TABLE = re.compile(r"(^|\.)(embed_tokens|lm_head|token_embeddings|shared)\.")
 #: Norms of what a block adds to the stream; they, not the matrices before them, decide how much that is.
 _POST_NORM = re.compile(r"\.(post_attention_layernorm|post_feedforward_layernorm)\.")
+#: Values that are looked up or slid over the input, not multiplied with the stream.
+_APART = re.compile(r"\.relative_attention_bias\.")
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -55,13 +57,13 @@ _LAYER = re.compile(r"\.(\d+)\.")
 class Drawn:
     """A tensor to draw.
 
-    ``kind`` is ``vector`` (independent values around ``centre``), ``reader`` (rows listen to the stream, which is the
+    ``kind`` is ``apart`` (independent values around ``centre``), ``reader`` (rows listen to the stream, which is the
     last axis) or ``writer`` (rows are stream channels). ``std`` is of the elements.
     """
 
     name: str
     shape: tuple[int, ...]
-    kind: Literal["vector", "reader", "writer"]
+    kind: Literal["apart", "reader", "writer"]
     std: float
     centre: float = 0.0
     outlier_rows: tuple[int, ...] = ()
@@ -72,12 +74,15 @@ class Manner:
     """What of a model's arithmetic the drawing must know.
 
     ``gain_offset`` is added to stored gains by the model, ``embedding_scale`` multiplies its embedded tokens;
-    ``post_norms`` says that it normalizes what a block adds.
+    ``post_norms`` says that it normalizes what a block adds. ``head_scale`` multiplies what the head reads,
+    ``score_scale`` attention scores, beyond the usual division by the root of the head's size.
     """
 
     gain_offset: float = 0.0
     embedding_scale: float = 1.0
     post_norms: bool = False
+    head_scale: float = 1.0
+    score_scale: float = 1.0
 
 
 def plan(layout: Mapping[str, tuple[int, ...]], seed: str, manner: Manner) -> list[Drawn]:
@@ -85,24 +90,26 @@ def plan(layout: Mapping[str, tuple[int, ...]], seed: str, manner: Manner) -> li
     table = next(shape for name, shape in layout.items() if _TABLE.search(name))
     outliers = _outlier_channels(table[-1], seed)
     # Embeddings that are scaled up must not drown what the blocks write: the model would repeat its input.
-    embedded = _logit_std(table[0]) / _heard(table[-1]) * manner.embedding_scale
+    embedded = _logit_std(table[0]) / manner.head_scale / _heard(table[-1]) * manner.embedding_scale
     strength = round(max(1.0, 3 * embedded), 3)
     return [_planned(name, shape, outliers, strength, manner) for name, shape in layout.items()]
 
 
 def _planned(name: str, shape: tuple[int, ...], outliers: tuple[int, ...], strength: float, manner: Manner) -> Drawn:
     if name.endswith(".bias"):
-        return Drawn(name, shape, "vector", 0.2)
+        return Drawn(name, shape, "apart", 0.2)
+    if _APART.search(name):
+        return Drawn(name, shape, "apart", 1.0)
     layer = _LAYER.search(name)
     written = strength if layer is None or int(layer[1]) == 0 else strength * LATER_BLOCKS
     if len(shape) == 1:
         gain = written if manner.post_norms and _POST_NORM.search(name) else 1.0
-        return Drawn(name, shape, "vector", 0.1 * gain, centre=gain - manner.gain_offset)
+        return Drawn(name, shape, "apart", 0.1 * gain, centre=gain - manner.gain_offset)
     if _WRITES_TO_STREAM.search(name):
         return Drawn(name, shape, "writer", written / math.sqrt(shape[-1]), outlier_rows=outliers)
     if _TABLE.search(name):
-        return Drawn(name, shape, "reader", _logit_std(shape[0]) / _heard(shape[-1]))
-    contrast = SCORE_CONTRAST if _READS_QUERY_OR_KEY.search(name) else 1.0
+        return Drawn(name, shape, "reader", _logit_std(shape[0]) / manner.head_scale / _heard(shape[-1]))
+    contrast = SCORE_CONTRAST / math.sqrt(manner.score_scale) if _READS_QUERY_OR_KEY.search(name) else 1.0
     return Drawn(name, shape, "reader", contrast / _heard(shape[-1]))
 
 
@@ -144,8 +151,8 @@ def _subspace(width: int, seed: str) -> NDArray[np.float64]:
 def values(drawn: Drawn, seed: str) -> Iterator[NDArray[np.float32]]:
     """The tensor's values in row-major order, flat, a bounded number at a time."""
     noise = _stream(f"{seed}/{drawn.name}")
-    if drawn.kind == "vector":
-        yield _scaled(_integers(noise, 1, drawn.shape[0]), drawn.std) + np.float32(drawn.centre)
+    if drawn.kind == "apart":
+        yield _scaled(_integers(noise, 1, math.prod(drawn.shape)), drawn.std)[0] + np.float32(drawn.centre)
         return
     rows, columns = drawn.shape
     factors = _stream(f"{seed}/{drawn.name}/factors")

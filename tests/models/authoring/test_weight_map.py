@@ -308,7 +308,7 @@ def test_per_layer_fills_every_name() -> None:
         (AddConstant("a", "b", 1.0), "add 1"),
         (Split("a", ("b", "c"), (2, 3)), "split rows 2 + 3"),
         (Fuse(("a", "b"), "c", (2, 3)), "fuse rows 2 + 3"),
-        (Tie("a", "b", "c", "d"), "tie, also c"),
+        (Tie("a", "b", "c", ("d",)), "tie, also c"),
         (Drop("a", "recomputed"), "drop: recomputed"),
     ],
     ids=lambda value: type(value).__name__,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity.errors import RungError
-from parity.runners.litert import Chunk, plan_chunks
+from parity.runners.driver import Chunk, plan_chunks
 
 LAWS = settings(deadline=None, max_examples=300)
 lengths = st.lists(st.integers(1, 64), max_size=5)

@@ -1,0 +1,65 @@
+"""What a host does around the entry points: the tensors it gives them besides tokens, positions and the cache.
+
+One rule a kind of model, decided by typed fields of its configuration. Every rung follows it: the re-authored model,
+and an exported file as an engine would drive it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
+
+Tensors = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class EncoderCall:
+    """One call of an encoder: its entry point and inputs, unpadded, and how many rows it makes of them."""
+
+    entry: str
+    tensors: Tensors
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionInputs:
+    """What a session gives besides tokens, positions and the cache.
+
+    ``calls`` come first; the rows that they make are one after the other in ``encoded``. ``prefill`` is the entry point
+    for the prompt, ``None`` where tokens are taken one at a time. ``per_position`` tensors have a value for each
+    position of the session on their last axis, of which a call is given those of its tokens; ``constant`` ones are
+    given to every call that takes them.
+    """
+
+    calls: tuple[EncoderCall, ...] = ()
+    prefill: str | None = "prefill"
+    per_position: Tensors = field(default_factory=dict)
+    constant: Tensors = field(default_factory=dict)
+
+
+def prefill_name(entry: str, length: int) -> str:
+    """``prefill`` is exported as ``prefill_{T}``, ``prefill_pixel`` as ``prefill_{T}_pixel``."""
+    kind, _, rest = entry.partition("_")
+    return f"{kind}_{length}" + (f"_{rest}" if rest else "")
+
+
+def session_inputs(config: ModelConfig, _tokens: Sequence[int], media: Tensors, _until: int) -> SessionInputs:
+    """For a prompt of tokens, what goes with it by the original's names, and a session of so many positions."""
+    match config:
+        case DecoderConfig():
+            return SessionInputs()
+        case EncoderDecoderConfig():
+            return _encoder_decoder(media)
+
+
+def _encoder_decoder(media: Tensors) -> SessionInputs:
+    """The source is read once; the decoder begins with a single token, so there is nothing to prefill."""
+    source = media["input_ids"].astype(np.int32)
+    rows = np.asarray([source.shape[1]], np.int32)
+    call = EncoderCall("encode", {"source_tokens": source, "encoder_rows": rows}, source.shape[1])
+    return SessionInputs(calls=(call,), prefill=None, constant={"encoder_rows": rows})

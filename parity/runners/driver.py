@@ -1,0 +1,153 @@
+"""How a session goes through entry points, whatever kind of model it is and whatever runs them.
+
+The encoder's calls first; then the prompt, cut into calls of lengths that there are; then token by token. Every tensor
+that a call gives back is there for the calls after it, under its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.authoring.config import ModelConfig
+from models.authoring.session import EncoderCall, SessionInputs, session_inputs
+from parity.errors import RungError
+from parity.inputs import TokenizedPrompt
+from parity.runners.base import Prefilled, shortest
+from parity.trace import Logits
+
+Tensor = NDArray[Any]
+
+
+class Program(Protocol):
+    """Entry points that can be called, over a cache of ``cache_length`` slots."""
+
+    cache_length: int
+
+    def empty_cache(self) -> dict[str, Tensor]:
+        """Cache tensors for a new session, by name."""
+
+    def prefill_lengths(self, entry: str) -> Sequence[int] | None:
+        """How many tokens a call of ``entry`` may take; ``None`` for any number."""
+
+    def shapes(self, entry: str, length: int) -> Mapping[str, Sequence[int] | None]:
+        """The inputs that a call with ``length`` tokens takes; ``None`` where their shape is free."""
+
+    def call(self, entry: str, length: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Run an entry point."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One call of a signature: ``count`` real tokens from ``start`` on, padded to ``length``."""
+
+    start: int
+    count: int
+    length: int
+
+
+def plan_chunks(tokens: int, lengths: Sequence[int], cache_length: int) -> list[Chunk]:
+    """How a prompt is fed through signatures of fixed ``lengths`` (decode, length 1, is always there).
+
+    Each step takes the shortest signature that holds the rest, or the longest when none does. A chunk whose padding
+    would run past the cache is not allowed: the runtime would silently move the whole slice back over earlier tokens.
+    """
+    available = sorted({1, *lengths})
+    chunks = []
+    start = 0
+    while start < tokens:
+        rest = tokens - start
+        fitting = [length for length in available if start + length <= cache_length]
+        if not fitting:
+            raise RungError(f"a prompt of {tokens} tokens does not fit a cache of {cache_length}")
+        length = next((length for length in fitting if length >= rest), fitting[-1])
+        chunks.append(Chunk(start, min(rest, length), length))
+        start += chunks[-1].count
+    return chunks
+
+
+class DrivenSession:
+    """A session through the program with the shortest cache that holds it."""
+
+    note = ""
+
+    def __init__(self, config: ModelConfig, programs: Sequence[Program]) -> None:
+        self.config = config
+        self.programs = {program.cache_length: program for program in programs}
+        self.program = programs[0]
+        self.given = SessionInputs()
+        self.state: dict[str, Tensor] = {}
+        self.position = 0
+
+    def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:
+        self.program = self.programs[shortest(self.programs, until)]
+        self.given = session_inputs(self.config, prompt.prompt, prompt.media, until)
+        self.state = {**self.program.empty_cache(), **self.given.constant}
+        self.position = 0
+        rows = [self._encode(call) for call in self.given.calls]
+        encoded = np.concatenate(rows) if rows else None
+        if encoded is not None:
+            self.state["encoded"] = encoded[None]
+        entry = self.given.prefill or "decode"
+        lengths = self.program.prefill_lengths(entry) if self.given.prefill else ()
+        lengths = (len(prompt.prompt),) if lengths is None else lengths
+        pieces = [
+            self._take(entry if chunk.length > 1 else "decode", prompt.prompt, chunk)
+            for chunk in plan_chunks(len(prompt.prompt), lengths, self.program.cache_length)
+        ]
+        return Prefilled(np.concatenate(pieces), encoded)
+
+    def decode(self, token: int) -> Logits:
+        logits: Logits = self._take("decode", [token], Chunk(0, 1, 1))[0]
+        return logits
+
+    def _encode(self, call: EncoderCall) -> Logits:
+        """The rows that one call makes ``[rows, D]``; what else it gives is kept."""
+        made = self._call(call.entry, 0, dict(call.tensors))
+        encoded: Logits = made.pop("encoded")[0, : call.rows]
+        self.state |= made
+        return encoded
+
+    def _take(self, entry: str, tokens: Sequence[int], chunk: Chunk) -> Logits:
+        """Logits of the chunk's real tokens. Padding leaves nothing visible behind."""
+        end = self.position + chunk.length
+        if end > self.program.cache_length:
+            raise RungError(f"position {end} is past the cache of {self.program.cache_length}")
+        padded = [*tokens[chunk.start : chunk.start + chunk.count], *[0] * (chunk.length - chunk.count)]
+        known = {name: _cut(value, self.position, end) for name, value in self.given.per_position.items()}
+        positions = np.arange(self.position, end, dtype=np.int32)
+        tensors = {**self.state, **known, "tokens": np.asarray([padded], np.int32), "input_pos": positions}
+        made = self._call(entry, chunk.length, tensors)
+        logits: Logits = made.pop("logits")[0, : chunk.count]
+        self.state |= made
+        self.position += chunk.count
+        return logits
+
+    def _call(self, entry: str, length: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Call with exactly what the entry point takes, padded to its shapes."""
+        given = {}
+        for name, shape in self.program.shapes(entry, length).items():
+            if name not in tensors:
+                raise RungError(f"{entry} takes {name}, which nothing gives it")
+            given[name] = tensors[name] if shape is None else _padded(tensors[name], shape, f"{entry}: {name}")
+        return self.program.call(entry, length, given)
+
+
+def _cut(values: Tensor, start: int, end: int) -> Tensor:
+    """Values of positions ``start`` to ``end``; zeros for padding beyond the session."""
+    cut = values[..., start:end]
+    missing = end - start - cut.shape[-1]
+    return np.concatenate([cut, np.zeros((*cut.shape[:-1], missing), cut.dtype)], axis=-1) if missing else cut
+
+
+def _padded(values: Tensor, shape: Sequence[int], what: str) -> Tensor:
+    """``values`` with zeros behind them on every axis, up to ``shape``."""
+    if values.shape == tuple(shape):
+        return values
+    if values.ndim != len(shape) or any(have > room for have, room in zip(values.shape, shape, strict=True)):
+        raise RungError(f"{what} of shape {list(values.shape)} does not fit the file's {list(shape)}")
+    return np.pad(values, [(0, room - have) for have, room in zip(values.shape, shape, strict=True)])
