@@ -437,7 +437,7 @@ def test_folder_without_a_configuration(
     model = registry.get("gemma-7b")
     weights = resolve(model, str(folder), say=notes.append)
     assert json.loads((weights.folder / "config.json").read_text()) == model.preset.values()
-    assert weights.folder.parent == cache / "parity" / "weights" / "kaggle"
+    assert weights.folder.parent == cache / "parity" / "weights" / "linked"
     assert (weights.folder / "model.ckpt").samefile(folder / "model.ckpt")
     assert (weights.folder / "tokenizer.json").samefile(folder / "tokenizer.json")
     assert weights.label == "2"
@@ -484,7 +484,7 @@ def test_tokenizer_model_alone_begins_texts(drawn: Path, tmp_path: Path, cache: 
         minloglevel=2,
     )
     weights = resolve(registry.get("gemma-2b"), str(folder))
-    assert weights.folder.parent == cache / "parity" / "weights" / "kaggle"
+    assert weights.folder.parent == cache / "parity" / "weights" / "linked"
     inputs = tokenize(read_prompts("short"), weights.folder, 500)
     pieces = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     for prompt, given in zip(read_prompts("short").prompts, inputs.prompts, strict=True):
