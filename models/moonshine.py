@@ -74,7 +74,9 @@ def _require_equal_heads(source: HFConfig, heads: int) -> None:
     for key in ("decoder_num_attention_heads", "encoder_num_key_value_heads", "decoder_num_key_value_heads"):
         default = 8 if key == "decoder_num_attention_heads" else heads
         found = source.positive(key, default)
-        source.require(found == heads, f"{key} is {found}, encoder_num_attention_heads {heads}, and they are one number")
+        source.require(
+            found == heads, f"{key} is {found}, and encoder_num_attention_heads, which must equal it, {heads}"
+        )
 
 
 #: The norm before each sub-block; the decoder's cross-attention takes the name that the encoder has for its MLP's.

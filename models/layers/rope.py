@@ -78,7 +78,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False
     cos, sin = cos[:, None, :], sin[:, None, :]
     tail = x[..., 2 * half :]
     if interleaved:
-        pairs = x[..., : 2 * half].unflatten(-1, (half, 2))
+        pairs = x[..., : 2 * half].reshape(*x.shape[:-1], half, 2)
         first, second = pairs[..., 0], pairs[..., 1]
     else:
         first, second = x[..., :half], x[..., half : 2 * half]

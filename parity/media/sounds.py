@@ -47,7 +47,7 @@ class _Segment:
 
 
 def _voice(score: str, pitch: float, last: float) -> tuple[_Segment, ...]:
-    """``a210 s90 -120``: what to say and for how many milliseconds, at a pitch that moves from the first to the last."""
+    """``a210 s90 -120``: what to say, for how many milliseconds, at a pitch that moves from the first to the last."""
     words = score.split()
     pitches = np.linspace(pitch, last, len(words) + 1).tolist()
     return tuple(
@@ -121,7 +121,8 @@ def _processed(samples: Samples, checkpoint: Path) -> Samples:
         )
     made: Samples = np.asarray(extractor(samples, sampling_rate=RATE, return_tensors="np")["input_values"], np.float32)
     if made.shape != (1, len(samples)):
-        raise PromptError(f"{checkpoint / PROCESSOR} makes {list(made.shape)} of {len(samples)} samples; fetch it again")
+        shape = list(made.shape)
+        raise PromptError(f"{checkpoint / PROCESSOR} makes {shape} of {len(samples)} samples; fetch the file again")
     return made
 
 
@@ -166,7 +167,8 @@ def _made(name: str) -> Samples:
     for voice in voices:
         mixed[: len(voice)] += voice
     mixed = _PEAK * mixed / np.abs(mixed).max() + _BACKGROUND * _noise(len(mixed), noise)
-    return (np.rint(mixed * 32768) / 32768).astype(np.float32)
+    made: Samples = (np.rint(mixed * 32768) / 32768).astype(np.float32)
+    return made
 
 
 def _noise(count: int, stream: np.random.Philox) -> NDArray[np.float64]:
@@ -190,7 +192,8 @@ def _segment(part: _Segment, stream: np.random.Philox) -> NDArray[np.float64]:
             made = _resonant(pulses, _FORMANTS[vowel])
     edge = min(count // 2, RATE // 50)
     ramp = np.minimum(1.0, np.arange(1, count + 1) / edge)
-    return made / np.abs(made).max() * ramp * ramp[::-1]
+    shaped: NDArray[np.float64] = made / np.abs(made).max() * ramp * ramp[::-1]
+    return shaped
 
 
 def _resonant(source: NDArray[np.float64], frequencies: tuple[int, ...]) -> NDArray[np.float64]:

@@ -50,7 +50,7 @@ _TABLE = re.compile(r"(^|\.)(embed_tokens|lm_head|token_embeddings|shared)\.")
 _POST_NORM = re.compile(r"\.(post_attention_layernorm|post_feedforward_layernorm)\.")
 #: Values that are looked up or slid over the input, not multiplied with the stream.
 _APART = re.compile(r"\.relative_attention_bias\.")
-#: Slides over samples, of which loud ones are a tenth.
+#: Slides over samples, and how large those of speech are.
 _READS_SAMPLES = re.compile(r"\.conv1\.")
 SAMPLE = 0.1
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -99,10 +99,8 @@ def plan(layout: Mapping[str, tuple[int, ...]], seed: str, manner: Manner) -> li
 
 
 def _planned(name: str, shape: tuple[int, ...], outliers: tuple[int, ...], strength: float, manner: Manner) -> Drawn:
-    if name.endswith(".bias"):
-        return Drawn(name, shape, "apart", 0.2)
-    if _APART.search(name):
-        return Drawn(name, shape, "apart", 1.0)
+    if std := _std_apart(name, shape):
+        return Drawn(name, shape, "apart", std)
     layer = _LAYER.search(name)
     written = strength if layer is None or int(layer[1]) == 0 else strength * LATER_BLOCKS
     if len(shape) == 1:
@@ -110,13 +108,21 @@ def _planned(name: str, shape: tuple[int, ...], outliers: tuple[int, ...], stren
         return Drawn(name, shape, "apart", 0.1 * gain, centre=gain - manner.gain_offset)
     if _WRITES_TO_STREAM.search(name):
         return Drawn(name, shape, "writer", written / math.sqrt(math.prod(shape[1:])), outlier_rows=outliers)
-    if len(shape) > 2:  # slides over what is not the stream
-        excited = 1.0 / SAMPLE if _READS_SAMPLES.search(name) else 1.0
-        return Drawn(name, shape, "apart", excited / math.sqrt(math.prod(shape[1:])))
     if _TABLE.search(name):
         return Drawn(name, shape, "reader", _logit_std(shape[0]) / manner.head_scale / _heard(shape[-1]))
     contrast = SCORE_CONTRAST / math.sqrt(manner.score_scale) if _READS_QUERY_OR_KEY.search(name) else 1.0
     return Drawn(name, shape, "reader", contrast / _heard(shape[-1]))
+
+
+def _std_apart(name: str, shape: tuple[int, ...]) -> float | None:
+    """Of what has nothing to do with the stream: biases, values that are looked up, or slid over something else."""
+    if name.endswith(".bias"):
+        return 0.2
+    if _APART.search(name):
+        return 1.0
+    if len(shape) < 3 or _WRITES_TO_STREAM.search(name):
+        return None
+    return (1.0 / SAMPLE if _READS_SAMPLES.search(name) else 1.0) / math.sqrt(math.prod(shape[1:]))
 
 
 def _heard(width: int) -> float:
