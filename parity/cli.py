@@ -216,7 +216,8 @@ def convert(
 @app.command()
 def generate(
     name: OneModel,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The prompt.")],
+    text: Annotated[str, typer.Argument(metavar="[TEXT]", help="The prompt, or what a transcript begins with.")] = "",
+    audio: Annotated[str | None, typer.Option("--audio", help="A sound to transcribe by name, or a WAV file.")] = None,
     weights: WeightsOption = "tiny",
     recipe: Recipes = None,
     rung: Rungs = None,
@@ -226,6 +227,7 @@ def generate(
     """Greedy generation from the same prompt on every rung, side by side."""
     from rich.console import Console
 
+    from parity.inputs import Prompt
     from parity.pipeline import Request
     from parity.pipeline import generate as run
     from parity.report.side_by_side import render_generation
@@ -237,7 +239,7 @@ def generate(
         rungs=rung or (),
         remote_code=trust_remote_code,
     )
-    results = run(request, text, tokens, _reporter())
+    results = run(request, Prompt("prompt", text, "", audio=audio), tokens, _reporter())
     render_generation(results, Console())
     raise typer.Exit(INCONCLUSIVE if any(result.cause for result in results) else PASSED)
 

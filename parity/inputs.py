@@ -210,11 +210,11 @@ def _tokenize(
 def _media(prompt: Prompt, beside: Path, folder: Path, config: ModelConfig) -> Tensors:
     """What the prompt names besides its text, prepared for the model in ``folder``; files are ``beside`` the set."""
     stem = config.stem if isinstance(config, EncoderDecoderConfig) else None
-    if (prompt.audio is None) != (stem is None):
-        lacks = "audio, and this model hears before it writes" if stem else "a model that hears, and this one reads"
-        raise PromptError(f"prompt {prompt.id} lacks {lacks}; choose another prompt set")
-    if prompt.audio is None or stem is None:
+    if prompt.audio is None and stem is None:
         return {}
+    if prompt.audio is None or stem is None:
+        wrong = "no audio, and this model writes what it hears" if stem else "audio, and this model hears nothing"
+        raise PromptError(f"prompt {prompt.id} has {wrong}; choose another prompt set")
     from parity.media.sounds import heard
 
     return heard(prompt.audio, beside, folder, stem)
