@@ -21,19 +21,24 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Mistake:
-    """``sound`` stands once in ``file``; ``broken`` is what a careless port would have there."""
+    """``sound`` stands once in ``file``; ``broken`` is what a careless port would have there.
+
+    ``output`` is where it shows first: an encoder that is off takes the logits with it, the other way round never.
+    """
 
     what: str
     preset: str
     file: str
     sound: str
     broken: str
+    output: str = "logits"
 
 
 ATTENTION, DECODER, MASK, ROPE = (
     f"models/{file}.py" for file in ("layers/attention", "authoring/decoder", "layers/mask", "layers/rope")
 )
-GEMMA, PHI, OPENELM = (f"models/{file}.py" for file in ("gemma", "phi", "openelm"))
+GEMMA, PHI, OPENELM, T5 = (f"models/{file}.py" for file in ("gemma", "phi", "openelm", "t5"))
+BIAS, ENCODER_DECODER = "models/layers/relative_bias.py", "models/authoring/encoder_decoder.py"
 READER = "models/authoring/hf_config.py"
 
 MISTAKES = (
@@ -163,6 +168,30 @@ MISTAKES = (
         "key = key.transpose(1, 2).repeat_interleave(group, dim=1)",
         "key = key.transpose(1, 2).repeat(1, group, 1, 1)",
     ),
+    Mistake("t5 scores divided by the root", "t5-small", T5, "scale=1.0", "scale=16**-0.5", "encoder"),
+    Mistake("t5 head not scaled", "t5-small", T5, "head_scale=width**-0.5", "head_scale=1.0"),
+    Mistake(
+        "t5 decoder with the buckets of the encoder",
+        "t5-small",
+        T5,
+        "bidirectional=bidirectional",
+        "bidirectional=True",
+    ),
+    Mistake(
+        "t5 keys right of the query like those left of it",
+        "t5-small",
+        BIAS,
+        "if config.bidirectional else torch.zeros_like(relative)",
+        "if False else torch.zeros_like(relative)",
+        "encoder",
+    ),
+    Mistake(
+        "t5 cross-attention after the norm of self-attention",
+        "t5-small",
+        ENCODER_DECODER,
+        "self.cross_attention.across(self.cross_norm(x)",
+        "self.cross_attention.across(self.attention_norm(x)",
+    ),
 )
 
 
@@ -188,34 +217,38 @@ def tree(tmp_path) -> Path:
     return tmp_path / "tree"
 
 
-def check(tree: Path, preset: str) -> tuple[int, dict[str, Any]]:
-    """The exit code and the re-authored edge of a check with the sources of ``tree``."""
+def check(tree: Path, preset: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit code and the re-authored edges, by output, of a check with the sources of ``tree``."""
     report = tree.parent / "report.json"
     done = run(tree, "-m", "parity", "check", preset, "--rung", "reauthored", "--json", report)
     assert "Traceback" not in done.stderr, done.stderr
     assert report.is_file(), done.stderr
-    (edge,) = [edge for edge in json.loads(report.read_text())["edges"] if edge["candidate"] == "reauthored"]
-    return done.returncode, edge
+    edges = [edge for edge in json.loads(report.read_text())["edges"] if edge["candidate"] == "reauthored"]
+    return done.returncode, {edge["output"]: edge for edge in edges}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what)
 def test_a_planted_mistake_fails(tree, mistake) -> None:
-    """Exit code 1, the re-authored edge FAIL, and the cause says by how much it left the limit."""
+    """Exit code 1, the right edge FAIL and its cause by how much; the encoder is blamed when, and only when, it is."""
     path = tree / mistake.file
     source = path.read_text()
     assert source.count(mistake.sound) == 1, "the line to break has changed; break it as it is now"
     path.write_text(source.replace(mistake.sound, mistake.broken))
-    code, edge = check(tree, mistake.preset)
+    code, edges = check(tree, mistake.preset)
+    edge = edges[mistake.output]
     assert edge["verdict"] == "FAIL"
     assert code == 1
     assert "floor_ratio" in edge["cause"]
     assert edge["metrics"]["floor_ratio"] > 10 * edge["limits"]["floor_ratio"]
+    if "encoder" in edges:
+        assert edges["encoder"]["verdict"] == ("FAIL" if mistake.output == "encoder" else "PASS")
+        assert edges["logits"]["first_divergent_stage"] == ("encoder" if mistake.output == "encoder" else None)
 
 
 def test_unbroken_copy_passes(tree) -> None:
     """The copy itself changes nothing, and it is the copy that runs: exit code 0, the re-authored edge PASS."""
     found = run(tree, "-c", "import models, parity; print(models.__file__, parity.__file__)")
     assert found.stdout.split() == [str(tree / name / "__init__.py") for name in ("models", "parity")]
-    code, edge = check(tree, "amd-llama-135m")
+    code, edges = check(tree, "amd-llama-135m")
     assert code == 0
-    assert edge["verdict"] == "PASS"
+    assert [edge["verdict"] for edge in edges.values()] == ["PASS"]
