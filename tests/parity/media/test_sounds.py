@@ -16,7 +16,7 @@ from scipy.io import wavfile
 from models import registry
 from models.authoring.config import AudioStemConfig
 from models.authoring.hf_config import HFConfig
-from parity import golden
+from parity import golden, isolated
 from parity.errors import PromptError
 from parity.inputs import Inputs, Prompt, PromptSet, read_prompts, tokenize
 from parity.media.sounds import PROCESSOR, RATE, SOUNDS, heard, samples_of
@@ -32,6 +32,12 @@ HASHES = {
     "sentence": "8646470a23ad4dc5",
     "babble": "276df481d00a01a9",
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def prepared() -> None:
+    """Libraries are imported once for all that is tokenized here."""
+    isolated.prepare(converter=False)
 
 
 def tone(rate: int = RATE, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
