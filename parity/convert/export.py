@@ -114,7 +114,8 @@ def _audio_seconds(config: ModelConfig, asked: float | None) -> float | None:
         return None
     seconds = AUDIO_SECONDS if asked is None else asked
     if not stem.shortest / RATE <= seconds <= MOST_SECONDS:
-        raise UsageError(f"--audio-seconds {seconds:g} is not within {stem.shortest / RATE:.3f} and {MOST_SECONDS}")
+        least = stem.shortest / RATE
+        raise UsageError(f"--audio-seconds {seconds:g} makes no file; choose between {least:.3f} and {MOST_SECONDS}")
     return seconds
 
 

@@ -94,7 +94,9 @@ def heard(audio: str, beside: Path, checkpoint: Path, stem: AudioStemConfig) -> 
     if not np.isfinite(samples).all():
         raise PromptError(f"{audio} holds NaN or infinity; record it again")
     if len(samples) < stem.shortest:
-        raise PromptError(f"{audio} has {len(samples)} samples at {RATE} Hz, the model needs {stem.shortest}")
+        raise PromptError(
+            f"{audio} has {len(samples)} samples at {RATE} Hz, the model needs {stem.shortest}; make it longer"
+        )
     if len(samples) > MOST_SECONDS * RATE:
         seconds = len(samples) / RATE
         raise PromptError(f"{audio} is {seconds:.0f} s long, more than {MOST_SECONDS}; cut it into pieces")
