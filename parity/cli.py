@@ -69,7 +69,9 @@ Recipes = Annotated[
     ),
 ]
 Rungs = Annotated[list[str] | None, typer.Option("--rung", help="Only this rung; repeatable.")]
-Prompts = Annotated[str | None, typer.Option("--prompts", help="Prompt set: short, long, regimes, or a .jsonl file.")]
+Prompts = Annotated[
+    str | None, typer.Option("--prompts", help="Prompt set: short, long, regimes, tasks, speech, or a .jsonl file.")
+]
 Prefill = Annotated[
     list[int] | None, typer.Option("--prefill", min=1, help="Length of a prefill signature; repeatable.")
 ]
@@ -175,7 +177,13 @@ def convert(
     weights: WeightsOption = "tiny",
     recipe: Annotated[str | None, typer.Option("--recipe", autocompletion=_complete_recipes)] = None,
     prefill: Prefill = None,
-    kv_cache: Annotated[int, typer.Option("--kv-cache", min=1, help="Cache length in positions.")] = 1280,
+    kv_cache: Annotated[
+        int | None,
+        typer.Option("--kv-cache", min=1, help="Cache length in positions; 1280, or all that the model knows."),
+    ] = None,
+    audio_seconds: Annotated[
+        float | None, typer.Option("--audio-seconds", help="The longest audio of a model that hears; 10.")
+    ] = None,
     verification: Annotated[
         bool, typer.Option("--verification", help="Keep logits on prefill, as a check needs.")
     ] = False,
@@ -194,6 +202,7 @@ def convert(
         cache_length=kv_cache,
         prefill_logits=verification,
         reporter=_reporter(),
+        audio_seconds=audio_seconds,
     )
     console = Console()
     console.print(f"{file.path}", markup=False, highlight=False, soft_wrap=True)
@@ -207,7 +216,8 @@ def convert(
 @app.command()
 def generate(
     name: OneModel,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The prompt.")],
+    text: Annotated[str, typer.Argument(metavar="[TEXT]", help="The prompt, or what a transcript begins with.")] = "",
+    audio: Annotated[str | None, typer.Option("--audio", help="A sound to transcribe by name, or a WAV file.")] = None,
     weights: WeightsOption = "tiny",
     recipe: Recipes = None,
     rung: Rungs = None,
@@ -217,6 +227,7 @@ def generate(
     """Greedy generation from the same prompt on every rung, side by side."""
     from rich.console import Console
 
+    from parity.inputs import Prompt
     from parity.pipeline import Request
     from parity.pipeline import generate as run
     from parity.report.side_by_side import render_generation
@@ -228,7 +239,7 @@ def generate(
         rungs=rung or (),
         remote_code=trust_remote_code,
     )
-    results = run(request, text, tokens, _reporter())
+    results = run(request, Prompt("prompt", text, "", audio=audio), tokens, _reporter())
     render_generation(results, Console())
     raise typer.Exit(INCONCLUSIVE if any(result.cause for result in results) else PASSED)
 

@@ -166,6 +166,7 @@ def identity(weights: Weights, inputs: Inputs) -> dict[str, str]:
         "config": sha256_of([weights.folder / "config.json"]),
         "tokenizer": inputs.tokenizer_sha256,
         "prompts": inputs.sha256,
+        **({"media": inputs.media_sha256} if inputs.media_sha256 else {}),
     }
 
 

@@ -1,7 +1,8 @@
 """Prompt sets, their tokens and what goes with them. The only place that reads text and tokenizes it.
 
 A set is a JSON Lines file; every line is an object with ``id``, ``text``, ``continuation`` and optionally
-``prompt_tokens`` (keep only the first so many). The continuation is forced on every rung token by token.
+``prompt_tokens`` (keep only the first so many). The continuation is forced on every rung token by token. ``audio`` is a
+sound of the project by name, or a WAV file; the text, which may then be empty, is what the transcript begins with.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Prompt:
     text: str
     continuation: str
     prompt_tokens: int | None = None
+    audio: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,17 @@ class TokenizedPrompt:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every rung is given: the same ids for all. ``name``, ``source`` and ``sha256`` are the prompt set's."""
+    """What every rung is given: the same ids for all. ``name``, ``source`` and ``sha256`` are the prompt set's.
+
+    ``media_sha256`` is of what goes with the prompts and is not made of their text, if there is any.
+    """
 
     name: str
     source: str
     sha256: str
     tokenizer_sha256: str
     prompts: tuple[TokenizedPrompt, ...]
+    media_sha256: str | None = None
 
     @property
     def positions(self) -> int:
@@ -135,6 +141,8 @@ def _prompt(record: dict[str, Any]) -> Prompt:
         raise TypeError("id, text and continuation are strings")
     if prompt.prompt_tokens is not None and (not isinstance(prompt.prompt_tokens, int) or prompt.prompt_tokens < 1):
         raise ValueError("prompt_tokens is a positive integer")
+    if prompt.audio is not None and not isinstance(prompt.audio, str):
+        raise TypeError("audio is the name of a sound or the path of a WAV file")
     return prompt
 
 
@@ -167,31 +175,71 @@ def _tokenize(
         raise PromptError(
             f"the tokenizer in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"
         ) from None
-    tokenized = []
+    tokenized: list[TokenizedPrompt] = []
+    found: list[TokenizedPrompt] = []
     for number, prompt in enumerate(prompts.prompts):
         progress(number, len(prompts.prompts))
-        ids = tokenizer(prompt.text).input_ids[: prompt.prompt_tokens]
+        ids = tokenizer(prompt.text, add_special_tokens=prompt.audio is None).input_ids[: prompt.prompt_tokens]
         continuation = tokenizer(prompt.continuation, add_special_tokens=False).input_ids[:forced]
-        if not ids:
+        if not ids and prompt.audio is None:
             raise PromptError(f"prompt {prompt.id} has no tokens; give it some text")
         if len(continuation) < forced:
             raise PromptError(
                 f"the continuation of {prompt.id} has {len(continuation)} tokens, not {forced}; lengthen it"
             )
-        worst = max([*ids, *continuation])
+        worst = max([*ids, *continuation], default=0)
         if worst >= config.vocab_size:
             raise PromptError(
                 f"the tokenizer in {folder} emits id {worst} for prompt {prompt.id}, the model has {config.vocab_size} "
                 "rows; the tokenizer belongs to another model"
             )
-        tokenized.append(_with_media(prompt.id, ids, continuation, config))
-    return Inputs(prompts.name, prompts.source, prompts.sha256, sha256_of(tokenizer_files(folder)), tuple(tokenized))
+        media = _media(prompt, Path(prompts.source).parent, folder, config)
+        tokenized.append(_with_media(prompt.id, ids, continuation, config, media))
+        if media:
+            found.append(tokenized[-1])
+    return Inputs(
+        prompts.name,
+        prompts.source,
+        prompts.sha256,
+        sha256_of(tokenizer_files(folder)),
+        tuple(tokenized),
+        _sha256_of_media(found) if found else None,
+    )
 
 
-def _with_media(name: str, ids: list[int], continuation: list[int], config: ModelConfig) -> TokenizedPrompt:
-    """Where the text goes: into the language model, or into an encoder while the decoder begins with a fixed token."""
-    media: Tensors = {}
+def _media(prompt: Prompt, beside: Path, folder: Path, config: ModelConfig) -> Tensors:
+    """What the prompt names besides its text, prepared for the model in ``folder``; files are ``beside`` the set."""
+    stem = config.stem if isinstance(config, EncoderDecoderConfig) else None
+    if prompt.audio is None and stem is None:
+        return {}
+    if prompt.audio is None or stem is None:
+        wrong = "no audio, and this model writes what it hears" if stem else "audio, and this model hears nothing"
+        raise PromptError(f"prompt {prompt.id} has {wrong}; choose another prompt set")
+    from parity.media.sounds import heard
+
+    return heard(prompt.audio, beside, folder, stem)
+
+
+def _sha256_of_media(prompts: list[TokenizedPrompt]) -> str:
+    whole = hashlib.sha256()
+    for prompt in prompts:
+        for name, value in sorted(prompt.media.items()):
+            whole.update(f"{prompt.id} {name} {value.dtype.str} {list(value.shape)}\n".encode())
+            whole.update(np.ascontiguousarray(value).data)
+    return whole.hexdigest()
+
+
+def _with_media(
+    name: str, ids: list[int], continuation: list[int], config: ModelConfig, media: Tensors
+) -> TokenizedPrompt:
+    """Where the text goes: into the language model, or into an encoder while the decoder begins with a fixed token.
+
+    An encoder that is given something else leaves the text to the decoder.
+    """
     if isinstance(config, EncoderDecoderConfig):
-        ids, media = [config.decoder_start], {"input_ids": np.asarray([ids], np.int64)}
+        if media:
+            ids = [config.decoder_start, *ids]
+        else:
+            ids, media = [config.decoder_start], {"input_ids": np.asarray([ids], np.int64)}
     calls = session_inputs(config, ids, media, len(ids)).calls
     return TokenizedPrompt(name, tuple(ids), tuple(continuation), media, sum(call.rows for call in calls))

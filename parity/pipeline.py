@@ -125,8 +125,8 @@ def verify_golden(request: Request, store: GoldenStore, reporter: Reporter) -> N
     store.replay(request.name, weights, _read(request, prompts, weights, reporter))
 
 
-def generate(request: Request, text: str, tokens: int, reporter: Reporter) -> list[Generated]:
-    """Greedy generation of ``tokens`` tokens after ``text``: the original first, then every rung of the request.
+def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) -> list[Generated]:
+    """Greedy generation of ``tokens`` tokens after ``prompt``: the original first, then every rung of the request.
 
     Raises:
         ParityError, ModelError: the weights or the original cannot be used.
@@ -134,7 +134,7 @@ def generate(request: Request, text: str, tokens: int, reporter: Reporter) -> li
     isolated.prepare(converter=bool(request.plan.files))
     weights = _weigh(request, reporter)
     config = request.model.family.config_from(HFConfig.load(weights.folder))
-    prompts = PromptSet("prompt", "", "", (Prompt("prompt", text, ""),))
+    prompts = PromptSet("prompt", "", "", (prompt,))
     with reporter.step("tokenizing"):
         inputs = tokenize(prompts, weights.folder, config, continuation=0)
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
@@ -142,7 +142,7 @@ def generate(request: Request, text: str, tokens: int, reporter: Reporter) -> li
         with ladder.converting() as converting:
             _, original = ladder.original()
             rungs = [Rung("original", original), *ladder.rungs(converting)]
-    said = [rung.recorded.trace.prompts["prompt"].generated if rung.recorded else () for rung in rungs]
+    said = [rung.recorded.trace.prompts[prompt.id].generated if rung.recorded else () for rung in rungs]
     texts = isolated.run("decoding text", partial(_decode, weights.folder, said)).value
     return [Generated(rung.name, ids, words, rung.cause) for rung, ids, words in zip(rungs, said, texts, strict=True)]
 

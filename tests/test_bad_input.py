@@ -313,6 +313,27 @@ def test_bad_prompt_set_is_an_error_that_names_it(checks, name) -> None:
     assert checks[name].scratch == ()
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ("clip.wav is no file", "vowels")),
+        (b"RIFF....WAVEnothing", ("clip.wav is damaged",)),
+        (b"RIFF\x64\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80\x3e\0\0\0\x7d\0\0\2\0\x10\0data\0\1\0\0....", ("clip.wav",)),
+    ],
+    ids=["absent", "damaged", "truncated"],
+)
+def test_bad_audio_is_an_error_that_names_it(tmp_path, content, words) -> None:
+    """What lies beside the prompt set and is no recording gives ERROR, exit code 3, and its name."""
+    line = {"id": "one", "text": "", "continuation": GOOD_LINE["continuation"], "audio": "clip.wav"}
+    (tmp_path / "set.jsonl").write_text(json.dumps(line))
+    if content is not None:
+        (tmp_path / "clip.wav").write_bytes(content)
+    arguments = ("check", "moonshine-tiny", "--rung", "reauthored", "--prompts", tmp_path / "set.jsonl")
+    outcome = parity(tmp_path / "s", *arguments, report=tmp_path / "r.json")
+    outcome.assert_error_edges(["reauthored"], *words)
+    assert outcome.scratch == ()
+
+
 def test_only_line_feeds_end_a_prompt(checks) -> None:
     """JSON strings may hold the Unicode line separators as they are; they do not end a line of the set."""
     assert checks["separators"].code == 0, (checks["separators"].out, checks["separators"].err)
@@ -350,6 +371,11 @@ USAGE: Mapping[str, tuple[Sequence[object], tuple[str, ...]]] = {
     ),
     "prefill_twice": (("convert", MODEL, "-o", "{tmp}", "--prefill", "8", "--prefill", "8"), ("--prefill",)),
     "cache_beyond_context": (("convert", MODEL, "-o", "{tmp}", "--kv-cache", "9999"), ("--kv-cache 9999", "2048")),
+    "audio_too_short": (
+        ("convert", "moonshine-tiny", "-o", "{tmp}", "--audio-seconds", "0.05"),
+        ("--audio-seconds 0.05", "0.056"),
+    ),
+    "audio_for_nobody": (("convert", MODEL, "-o", "{tmp}", "--audio-seconds", "5"), ("--audio-seconds",)),
     "option": (("check", MODEL, "--jason", "x"), ("--jason",)),
     "command": (("chek", MODEL), ("chek", "check")),
     "no_model": (("check",), ("MODEL",)),

@@ -79,6 +79,23 @@ T5 = (
         "decoder_start_token_id": 3,
     },
 )
+#: Likewise. Seven heads of 14 are narrower than the stream; no processor lies beside it.
+MOONSHINE = (
+    "Moonshine",
+    {
+        "hidden_size": 102,
+        "intermediate_size": 202,
+        "encoder_num_hidden_layers": 2,
+        "decoder_num_hidden_layers": 3,
+        "encoder_num_attention_heads": 7,
+        "decoder_num_attention_heads": 7,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "vocab_size": 1003,
+        "decoder_start_token_id": 3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.45},
+    },
+)
 
 
 def write(folder: Path, kind: str, *, shard_size: str = "50GB", **extra: object) -> Path:
@@ -89,7 +106,9 @@ def write(folder: Path, kind: str, *, shard_size: str = "50GB", **extra: object)
         warnings.simplefilter("ignore")
         import transformers
 
-        config = getattr(transformers, f"{kind}Config")(**({**SIZES, **extra} if kind != "T5" else extra))
+        config = getattr(transformers, f"{kind}Config")(
+            **(extra if kind in ("T5", "Moonshine") else {**SIZES, **extra})
+        )
         task = "ConditionalGeneration" if config.is_encoder_decoder else "CausalLM"
         model = getattr(transformers, f"{kind}For{task}")(config)
         generator = torch.Generator().manual_seed(20)
@@ -99,14 +118,14 @@ def write(folder: Path, kind: str, *, shard_size: str = "50GB", **extra: object)
                 drawn = 0.2 * drawn
             elif parameter.ndim == 1:
                 drawn = (0.0 if kind.startswith("Gemma") else 1.0) + 0.1 * drawn
-            elif "lm_head" in name or (config.tie_word_embeddings and "embed_tokens" in name):
+            elif "lm_head" in name or "proj_out" in name or (config.tie_word_embeddings and "embed_tokens" in name):
                 drawn = 3 * drawn / math.sqrt(parameter.shape[-1])  # a peaked distribution, as trained models have
             elif "shared" in name:
                 drawn = 3 * drawn  # what the head reads is divided by the root of its width
             elif ".q." in name:
                 drawn = drawn / math.sqrt(parameter.shape[-1] * config.d_kv)  # scores are not
             elif "embed_tokens" not in name:
-                drawn = drawn / math.sqrt(parameter.shape[-1])
+                drawn = drawn / math.sqrt(parameter[0].numel())
             parameter.data = drawn
         model.tie_weights()
         model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard_size)
@@ -146,8 +165,9 @@ PASSING = dict.fromkeys(("original", "reauthored", "float", "dynamic_int8"), ("P
         ("phi", "short", PHI),
         ("phi", "regimes", PHI3),
         ("t5", "tasks", T5),
+        ("moonshine", "speech", MOONSHINE),
     ],
-    ids=["llama", "qwen2", "gemma", "gemma2", "phi", "phi3", "t5"],
+    ids=["llama", "qwen2", "gemma", "gemma2", "phi", "phi3", "t5", "moonshine"],
 )
 def test_odd_dimensions_pass_the_ladder(tmp_path, family, prompts, original) -> None:
     """A bfloat16 checkpoint of odd dimensions passes every default rung under the family's name."""

@@ -37,7 +37,8 @@ class Mistake:
 ATTENTION, DECODER, MASK, ROPE = (
     f"models/{file}.py" for file in ("layers/attention", "authoring/decoder", "layers/mask", "layers/rope")
 )
-GEMMA, PHI, OPENELM, T5 = (f"models/{file}.py" for file in ("gemma", "phi", "openelm", "t5"))
+GEMMA, PHI, OPENELM, T5, MOONSHINE = (f"models/{file}.py" for file in ("gemma", "phi", "openelm", "t5", "moonshine"))
+AUDIO = "models/layers/audio.py"
 BIAS, ENCODER_DECODER = "models/layers/relative_bias.py", "models/authoring/encoder_decoder.py"
 READER = "models/authoring/hf_config.py"
 
@@ -191,6 +192,63 @@ MISTAKES = (
         ENCODER_DECODER,
         "self.cross_attention.across(self.cross_norm(x)",
         "self.cross_attention.across(self.attention_norm(x)",
+    ),
+    Mistake(
+        "moonshine rotation of halves", "moonshine-tiny", MOONSHINE, "interleaved=True", "interleaved=False", "encoder"
+    ),
+    Mistake(
+        "moonshine whole head rotated",
+        "moonshine-base",
+        MOONSHINE,
+        "interleaved=True",
+        "interleaved=True, rotary_dim=head_dim",
+        "encoder",
+    ),
+    Mistake(
+        "moonshine scores divided by the root of the padded head",
+        "moonshine-base",
+        MOONSHINE,
+        "scale=head_dim**-0.5",
+        "scale=(-(-head_dim // 8) * 8) ** -0.5",
+        "encoder",
+    ),
+    Mistake("moonshine tanh gelu", "moonshine-tiny", READER, '"gelu": "gelu"', '"gelu": "gelu_tanh"', "encoder"),
+    Mistake(
+        "moonshine tanh gelu in the stem",
+        "moonshine-tiny",
+        AUDIO,
+        "functional.gelu(convolution(x))",
+        'functional.gelu(convolution(x), approximate="tanh")',
+        "encoder",
+    ),
+    Mistake(
+        "moonshine each channel normalized alone",
+        "moonshine-tiny",
+        AUDIO,
+        "x.sum(2, keepdim=True).sum(1, keepdim=True)",
+        "x.sum(2, keepdim=True) * x.shape[1]",
+        "encoder",
+    ),
+    Mistake(
+        "moonshine gate first",
+        "moonshine-tiny",
+        MOONSHINE,
+        '(f"{target}.mlp.up_proj.{leaf}", f"{target}.mlp.gate_proj.{leaf}")',
+        '(f"{target}.mlp.gate_proj.{leaf}", f"{target}.mlp.up_proj.{leaf}")',
+    ),
+    Mistake(
+        "moonshine rotation across",
+        "moonshine-tiny",
+        ENCODER_DECODER,
+        "self.cross_norm(x), None, None,",
+        "self.cross_norm(x), cos, sin,",
+    ),
+    Mistake(
+        "moonshine norms of the decoder in the encoder's order",
+        "moonshine-base",
+        MOONSHINE,
+        '"post_attention_layernorm": "cross_norm",\n        "final_layernorm": "mlp_norm",',
+        '"post_attention_layernorm": "mlp_norm",\n        "final_layernorm": "cross_norm",',
     ),
 )
 

@@ -49,10 +49,14 @@ class LongRopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
-    """Rotary embedding over the first ``rotary_dim`` channels of a head."""
+    """Rotary embedding over the first ``rotary_dim`` channels of a head.
+
+    Channel ``k`` is rotated together with channel ``k + rotary_dim / 2``, or, ``interleaved``, with its neighbour.
+    """
 
     theta: float
     rotary_dim: int
+    interleaved: bool = False
     scaling: Llama3Scaling | LongRopeScaling | None = None
 
     @property
@@ -152,6 +156,33 @@ class RelativeBiasConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AudioStemConfig:
+    """Three convolutions without padding that turn samples into rows, ``kernels`` and ``strides`` in order.
+
+    After the first of them everything is normalized together, with ``norm_eps``.
+    """
+
+    kernels: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    norm_eps: float
+
+    def rows(self, samples: int) -> int:
+        """How many rows so many samples make; none if they are too few."""
+        count = samples
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            count = max(0, (count - kernel) // stride + 1)
+        return count
+
+    @property
+    def shortest(self) -> int:
+        """The fewest samples that make a row."""
+        count = 1
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            count = (count - 1) * stride + kernel
+        return count
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackConfig:
     """Blocks in order and a final norm, over positions that are rotated, biased, or neither."""
 
@@ -165,8 +196,8 @@ class StackConfig:
 class EncoderDecoderConfig:
     """An encoder over the whole source, and a decoder whose layers read it through ``cross_attention``.
 
-    Without a stem the source is tokens of the decoder's own table. Every session of the decoder begins with
-    ``decoder_start``. ``head_scale`` multiplies what the head projects.
+    The source is audio for the ``stem``, without one it is tokens of the decoder's own table. Every session of the
+    decoder begins with ``decoder_start``. ``head_scale`` multiplies what the head projects.
     """
 
     vocab_size: int
@@ -178,6 +209,7 @@ class EncoderDecoderConfig:
     cross_norm: NormConfig
     cross_attention: AttentionConfig
     tied_head: bool
+    stem: AudioStemConfig | None = None
     head_scale: float = 1.0
 
     @property

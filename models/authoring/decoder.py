@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.authoring.config import BlockConfig, DecoderConfig
+from models.authoring.config import BlockConfig, DecoderConfig, RopeConfig
 from models.authoring.model import Entry, Model, cache_names, empty_cache
 from models.authoring.stage import Stage
 from models.layers.attention import Attention, soft_cap
@@ -38,10 +38,10 @@ class Embed(nn.Module):
 class Block(nn.Module):
     """Pre-norm decoder block: attention, then feed-forward, or both at once, added to the residual stream."""
 
-    def __init__(self, config: BlockConfig, width: int, *, fused: bool = False) -> None:
+    def __init__(self, config: BlockConfig, width: int, *, rope: RopeConfig | None = None, fused: bool = False) -> None:
         super().__init__()
         self.attention_norm = build_norm(config.attention_norm, width, fused=fused)
-        self.attention = Attention(config.attention, width, fused=fused)
+        self.attention = Attention(config.attention, width, rope=rope, fused=fused)
         self.post_attention_norm = build_norm(config.post_attention_norm, width, fused=fused)
         self.mlp_norm = build_norm(config.mlp_norm, width, fused=fused)
         self.mlp = build_mlp(config.mlp, width)
@@ -96,7 +96,9 @@ class DecoderOnlyModel(Model):
         super().__init__()
         self.config = config
         self.embed = Embed(config)
-        self.blocks = nn.ModuleList(Block(block, config.width, fused=fused) for block in config.blocks)
+        self.blocks = nn.ModuleList(
+            Block(block, config.width, rope=config.rope, fused=fused) for block in config.blocks
+        )
         self.head = Head(config, self.embed.tokens, fused=fused)
 
     def stages(self, cache_length: int) -> list[Stage]:

@@ -11,6 +11,7 @@ from models.authoring.config import BlockConfig, EncoderDecoderConfig, StackConf
 from models.authoring.model import Entry, Model, cache_names, cross_names, empty_cache
 from models.authoring.stage import Stage
 from models.layers.attention import Attention
+from models.layers.audio import AudioStem
 from models.layers.mask import causal_mask, padding_mask
 from models.layers.mlp import build_mlp
 from models.layers.norm import build_norm
@@ -36,10 +37,11 @@ class Positions(nn.Module):
 class EncoderBlock(nn.Module):
     """Pre-norm block in which every position sees every other."""
 
-    def __init__(self, config: BlockConfig, width: int, *, fused: bool = False) -> None:
+    def __init__(self, config: BlockConfig, model: EncoderDecoderConfig, *, fused: bool = False) -> None:
         super().__init__()
+        width = model.width
         self.attention_norm = build_norm(config.attention_norm, width, fused=fused)
-        self.attention = Attention(config.attention, width, fused=fused)
+        self.attention = Attention(config.attention, width, rope=model.encoder.rope, fused=fused)
         self.mlp_norm = build_norm(config.mlp_norm, width, fused=fused)
         self.mlp = build_mlp(config.mlp, width)
 
@@ -57,7 +59,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         width = model.width
         self.attention_norm = build_norm(config.attention_norm, width, fused=fused)
-        self.attention = Attention(config.attention, width, fused=fused)
+        self.attention = Attention(config.attention, width, rope=model.decoder.rope, fused=fused)
         self.cross_norm = build_norm(model.cross_norm, width, fused=fused)
         self.cross_attention = Attention(model.cross_attention, width, fused=fused)
         self.mlp_norm = build_norm(config.mlp_norm, width, fused=fused)
@@ -125,8 +127,8 @@ class EncoderDecoderModel(Model):
         self.config = config
         width = config.width
         self.tokens = nn.Embedding(config.vocab_size, width)
-        self.stem = TokenStem(self.tokens)
-        encoder: list[nn.Module] = [EncoderBlock(block, width, fused=fused) for block in config.encoder.blocks]
+        self.stem = AudioStem(config.stem, width) if config.stem else TokenStem(self.tokens)
+        encoder: list[nn.Module] = [EncoderBlock(block, config, fused=fused) for block in config.encoder.blocks]
         decoder: list[nn.Module] = [DecoderBlock(block, config, fused=fused) for block in config.decoder.blocks]
         self.encoder = Stack(config.encoder, encoder, width, fused=fused)
         self.decoder = Stack(config.decoder, decoder, width, fused=fused)

@@ -23,7 +23,8 @@ class Preset:
     ``config`` holds the published ``config.json`` values; ``tiny`` what shrinks them while keeping every quirk;
     ``parameters`` the published total; ``repo`` and ``revision`` where the weights are, ``kaggle`` where Kaggle has
     them, ``tokenizer`` the repository of the tokenizer where theirs has none. ``tiny_prompts`` names the prompt set
-    that shows the tiny twin's quirks, where the family's does not.
+    that shows the tiny twin's quirks, where the family's does not. ``processor`` holds the published
+    ``preprocessor_config.json`` of a model that sees or hears.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Preset:
     config: Mapping[str, Any]
     tiny: Mapping[str, Any] = field(default_factory=dict)
     tiny_prompts: str | None = None
+    processor: Mapping[str, Any] = field(default_factory=dict)
 
     def values(self, *, tiny: bool = False) -> dict[str, Any]:
         """The ``config.json`` of the published size, or of its tiny twin."""

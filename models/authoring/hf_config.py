@@ -126,9 +126,9 @@ class HFConfig:
             raise ConfigError(f"{self.source}: {key} is {value}, expected zero or more; fetch the file again")
         return value
 
-    def layers(self, key: str) -> int:
+    def layers(self, key: str, default: Any = _REQUIRED) -> int:
         """A number of layers; more than any model has is a damaged file, and would exhaust memory."""
-        value = self.positive(key)
+        value = self.positive(key, default)
         self.require(value <= MOST_LAYERS, f"{key} is {value}, more than any model has")
         return value
 
@@ -183,9 +183,9 @@ class HFConfig:
         """Accept keys that have no effect in this family; the family says why beside the call."""
         self._known.update(keys)
 
-    def activation(self, key: str) -> Activation:
+    def activation(self, key: str, default: Any = _REQUIRED) -> Activation:
         """The activation function that ``key`` names."""
-        name = self.take(key, str)
+        name = self.take(key, str, default)
         if name not in _ACTIVATIONS:
             raise ConfigError(f"{self.source}: {key} = {name!r} is not supported (only {', '.join(_ACTIVATIONS)})")
         return _ACTIVATIONS[name]

@@ -54,12 +54,20 @@ def session_inputs(config: ModelConfig, _tokens: Sequence[int], media: Tensors, 
         case DecoderConfig():
             return SessionInputs()
         case EncoderDecoderConfig():
-            return _encoder_decoder(media)
+            return _encoder_decoder(config, media)
 
 
-def _encoder_decoder(media: Tensors) -> SessionInputs:
+def _encoder_decoder(config: EncoderDecoderConfig, media: Tensors) -> SessionInputs:
     """The source is read once; the decoder begins with a single token, so there is nothing to prefill."""
-    source = media["input_ids"].astype(np.int32)
-    rows = np.asarray([source.shape[1]], np.int32)
-    call = EncoderCall("encode", {"source_tokens": source, "encoder_rows": rows}, source.shape[1])
+    source: Tensors
+    if config.stem:
+        audio = media["input_values"].astype(np.float32)
+        made = config.stem.rows(audio.shape[1])
+        source = {"audio": audio, "samples": np.asarray([audio.shape[1]], np.int32)}
+    else:
+        tokens = media["input_ids"].astype(np.int32)
+        made = tokens.shape[1]
+        source = {"source_tokens": tokens}
+    rows = np.asarray([made], np.int32)
+    call = EncoderCall("encode", {**source, "encoder_rows": rows}, made)
     return SessionInputs(calls=(call,), prefill=None, constant={"encoder_rows": rows})

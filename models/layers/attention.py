@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.authoring.config import AttentionConfig
+from models.authoring.config import AttentionConfig, RopeConfig
 from models.layers.composite import composite
 from models.layers.kv_cache import update_cache
 from models.layers.norm import build_norm
@@ -61,10 +61,13 @@ class Attention(nn.Module):
     """Projections, rotary positions, attention, output projection.
 
     ``forward`` is causal self-attention through a cache, ``within`` attention of a whole sequence to itself, ``across``
-    attention to keys and values that another sequence gave. Without rotary positions, ``cos`` and ``sin`` are ``None``.
+    attention to keys and values that another sequence gave. Without rotary positions, ``cos`` and ``sin`` are ``None``;
+    with them, ``rope`` says which channels are rotated together.
     """
 
-    def __init__(self, config: AttentionConfig, width: int, *, fused: bool = False) -> None:
+    def __init__(
+        self, config: AttentionConfig, width: int, *, rope: RopeConfig | None = None, fused: bool = False
+    ) -> None:
         super().__init__()
         query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj = nn.Linear(width, query_width, bias=config.qkv_bias)
@@ -74,6 +77,7 @@ class Attention(nn.Module):
         self.q_norm = build_norm(config.qk_norm, config.head_dim, fused=fused)
         self.k_norm = build_norm(config.qk_norm, config.head_dim, fused=fused)
         self.config = config
+        self.interleaved = rope is not None and rope.interleaved
         self.fused = fused
 
     def forward(
@@ -119,4 +123,4 @@ class Attention(nn.Module):
         return projected.view(*projected.shape[:2], -1, self.config.head_dim)
 
     def _rotated(self, heads: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-        return heads if cos is None or sin is None else apply_rope(heads, cos, sin)
+        return heads if cos is None or sin is None else apply_rope(heads, cos, sin, interleaved=self.interleaved)

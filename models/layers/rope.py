@@ -1,7 +1,8 @@
-"""Rotary position embedding (https://arxiv.org/abs/2104.09864), half-split pairing, positions as an input.
+"""Rotary position embedding (https://arxiv.org/abs/2104.09864), positions as an input.
 
-Channel ``c`` of a head is rotated together with channel ``c + R/2``, where ``R`` is the rotated size. ``R`` may be
-smaller than the head: the remaining channels pass through untouched (partial rotary).
+Channel ``c`` of a head is rotated together with channel ``c + R/2``, where ``R`` is the rotated size, or, interleaved,
+channel ``2c`` with ``2c + 1``. ``R`` may be smaller than the head: the remaining channels pass through untouched
+(partial rotary).
 """
 
 from __future__ import annotations
@@ -71,10 +72,17 @@ class RopeTables(nn.Module):
         return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
     """Rotate heads ``x`` ``[B, T, N, H]`` by the tables ``[T, R/2]``; channels from ``R`` on are left alone."""
     half = cos.shape[-1]
     cos, sin = cos[:, None, :], sin[:, None, :]
-    first, second, tail = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    tail = x[..., 2 * half :]
+    if interleaved:
+        pairs = x[..., : 2 * half].reshape(*x.shape[:-1], half, 2)
+        first, second = pairs[..., 0], pairs[..., 1]
+    else:
+        first, second = x[..., :half], x[..., half : 2 * half]
     rotated = [first * cos - second * sin, second * cos + first * sin]
+    if interleaved:
+        rotated = [torch.stack(rotated, dim=-1).flatten(-2)]
     return torch.cat([*rotated, tail] if tail.shape[-1] else rotated, dim=-1)

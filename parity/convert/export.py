@@ -5,11 +5,15 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from models.authoring.config import EncoderDecoderConfig, ModelConfig
 from models.authoring.hf_config import HFConfig
+from models.authoring.session import SessionInputs, session_inputs
 from models.registry import Model
 from parity import isolated
 from parity.convert.plain import Export, FloatFile, convert, file_name, rope_facts
@@ -17,11 +21,16 @@ from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import Recipe, get_recipe
 from parity.errors import UsageError
 from parity.files import whole_file, writable
+from parity.media.sounds import MOST_SECONDS, RATE
 from parity.progress import Reporter
 from parity.weights import kind_of, resolve
 
 #: Prefill signatures of a shipped file unless told otherwise.
 PREFILL_LENGTHS = (64, 128)
+#: Cache slots unless told otherwise, if the model knows so many positions.
+CACHE_LENGTH = 1280
+#: The longest audio unless told otherwise.
+AUDIO_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,21 +51,30 @@ def to_file(
     *,
     recipe: str | None,
     prefill_lengths: tuple[int, ...],
-    cache_length: int,
+    cache_length: int | None,
     prefill_logits: bool,
     reporter: Reporter,
+    audio_seconds: float | None = None,
 ) -> ConvertedFile:
     """Convert, quantize if a recipe is given, and put the file in place only when it is complete.
+
+    A model that hears takes up to ``audio_seconds``.
 
     Raises:
         UsageError: lengths, recipe or place cannot be used.
         ParityError, ModelError: the weights or the converter failed; nothing is left behind.
     """
     began = time.perf_counter()
+    # What is decided before the weights are here is decided by the preset's configuration.
+    expected = model.family.config_from(HFConfig(model.preset.values(tiny=weights == "tiny"), model.name))
+    cache_length = cache_length or min(CACHE_LENGTH, expected.max_positions)
+    seconds = _audio_seconds(expected, audio_seconds)
     export = Export(prefill_lengths=prefill_lengths, cache_length=cache_length, prefill_logits=prefill_logits)
     chosen = get_recipe(recipe) if recipe else None
     name = Path(weights).resolve().name if kind_of(weights) == "path" else model.name
-    destination = output / file_name(name, chosen.suffix if chosen else "f32", export) if _is_folder(output) else output
+    called = f"{name}_{seconds:g}s" if seconds else name
+    file = file_name(called, chosen.suffix if chosen else "f32", export)
+    destination = output / file if _is_folder(output) else output
     writable(destination)
     isolated.prepare(converter=True)
     with reporter.step(f"{name}: weights") as progress:
@@ -65,6 +83,8 @@ def to_file(
     if cache_length > config.max_positions:
         known = config.max_positions
         raise UsageError(f"--kv-cache {cache_length} is more than the {known} positions {name} knows; lower it")
+    if seconds:
+        export = replace(export, sessions=(_hearing(config, seconds),))
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=destination.parent) as scratch:
         made = Path(scratch) / "float.tflite"
         with reporter.step("converting") as progress:
@@ -79,6 +99,29 @@ def to_file(
         )
         notes = (said, *notes)
     return ConvertedFile(destination, destination.stat().st_size, time.perf_counter() - began, signatures, notes)
+
+
+def _audio_seconds(config: ModelConfig, asked: float | None) -> float | None:
+    """The longest audio that the file takes; ``None`` for a model that hears nothing.
+
+    Raises:
+        UsageError: too short for a row, too long, or for nobody.
+    """
+    stem = config.stem if isinstance(config, EncoderDecoderConfig) else None
+    if stem is None:
+        if asked is not None:
+            raise UsageError("--audio-seconds is for models that hear, and this one does not; leave it out")
+        return None
+    seconds = AUDIO_SECONDS if asked is None else asked
+    if not stem.shortest / RATE <= seconds <= MOST_SECONDS:
+        least = stem.shortest / RATE
+        raise UsageError(f"--audio-seconds {seconds:g} makes no file; choose between {least:.3f} and {MOST_SECONDS}")
+    return seconds
+
+
+def _hearing(config: ModelConfig, seconds: float) -> SessionInputs:
+    """A session with audio of that length."""
+    return session_inputs(config, (), {"input_values": np.zeros((1, round(seconds * RATE)), np.float32)}, 0)
 
 
 def _is_folder(output: Path) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,15 +160,20 @@ def name_weights(path: Path, parameters: Mapping[str, Tensor]) -> tuple[str, ...
     """The parameter that each weight of a float file came from, in file order.
 
     The exporter's own names mix up weights whose operators it has merged, so they are told apart by shape and first
-    row. A weight that is no parameter keeps the exporter's name.
+    row, into which a norm's gains may have been multiplied. A weight that is no parameter keeps the exporter's name.
     """
-    known = {(tuple(p.shape), p[0].numpy().tobytes()): name for name, p in parameters.items() if p.ndim > 1}
+    rows: dict[tuple[int, ...], dict[str, NDArray[np.float32]]] = {}
+    for name, parameter in parameters.items():
+        rows.setdefault(tuple(parameter.shape), {})[name] = parameter.numpy()[0]
     model = _read(path)
     names = []
     for weight in _weights(model):
-        shape = tuple(int(size) for size in weight.tensor.shape)
-        first = np.frombuffer(model.buffers[weight.tensor.buffer].data, np.float32, count=weight.width)
-        names.append(known.get((shape, first.tobytes()), weight.scope).removesuffix(".weight"))
+        stored = np.frombuffer(model.buffers[weight.tensor.buffer].data, np.float32, count=weight.width)
+        gains = [p.numpy() for p in parameters.values() if tuple(p.shape) == (weight.width,)]
+        candidates = rows.get(tuple(int(size) for size in weight.tensor.shape), {})
+        plain = (name for name, row in candidates.items() if np.array_equal(row, stored))
+        scaled = (name for name, row in candidates.items() for gain in gains if np.array_equal(row * gain, stored))
+        names.append(next(chain(plain, scaled), weight.scope).removesuffix(".weight"))
     return tuple(names)
 
 

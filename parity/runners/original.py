@@ -145,7 +145,10 @@ class EncoderDecoderOriginal:
         import torch
 
         self.cache = None
-        self.encoded = self.model.get_encoder()(**{name: torch.tensor(value) for name, value in prompt.media.items()})
+        media = {name: torch.tensor(value) for name, value in prompt.media.items()}
+        # Values as precise as the model; ids are what they are.
+        media = {k: value.to(self.model.dtype) if value.is_floating_point() else value for k, value in media.items()}
+        self.encoded = self.model.get_encoder()(**media)
         return Prefilled(self._run(prompt.prompt), self.encoded.last_hidden_state[0].numpy())
 
     def decode(self, token: int) -> Logits:

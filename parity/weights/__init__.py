@@ -25,6 +25,7 @@ from parity import isolated
 from parity.errors import UsageError, WeightsError
 from parity.files import sha256_of, whole_folder
 from parity.inputs import tokenizer_files
+from parity.media.sounds import PROCESSOR
 from parity.weights.draw import Drawn, Manner, plan, write_safetensors
 from parity.weights.published import completed, with_tokenizer
 
@@ -111,7 +112,7 @@ def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -
     import platformdirs
 
     kind, values = "tiny" if tiny else "synthetic", model.preset.values(tiny=tiny)
-    made_from = json.dumps([values, drawing_version()], sort_keys=True).encode()
+    made_from = json.dumps([values, dict(model.preset.processor), drawing_version()], sort_keys=True).encode()
     # The name says what it is made from, so that two versions of this project do not undo each other's.
     name = f"{model.name}-{hashlib.sha256(made_from).hexdigest()[:12]}"
     folder = platformdirs.user_cache_path("parity", appauthor=False) / "weights" / kind / name
@@ -148,7 +149,10 @@ def _companions(folder: Path) -> str:
 
 
 def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *, tiny: bool) -> str:
-    """Draw a whole checkpoint into ``folder``: config, tokenizer, weights, manifest; returns the weights' SHA-256."""
+    """Draw a whole checkpoint into ``folder`` and return the weights' SHA-256.
+
+    It has a config, tokenizer, weights and manifest, and a processor where the published one does.
+    """
     from models.authoring.weight_map import original_layout
 
     values = model.preset.values(tiny=tiny)
@@ -165,6 +169,8 @@ def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *,
         index = {drawn.name: name for name, tensors in shards.items() for drawn in tensors}
         (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=1))
     (folder / "config.json").write_text(json.dumps(values, indent=1))
+    if model.preset.processor:
+        (folder / PROCESSOR).write_text(json.dumps(dict(model.preset.processor), indent=1))
     _copy_tokenizer(folder)
     sha256 = sha256_of(weight_files(folder))
     (folder / "manifest.json").write_text(json.dumps({"companions": _companions(folder), "sha256": sha256}))

@@ -43,13 +43,16 @@ CHUNK = 1 << 22
 
 _SUM_MEAN = 2 * 65535  # of four uniform 16-bit integers
 _SUM_STD = math.sqrt(4 * (65536**2 - 1) / 12)
-_WRITES_TO_STREAM = re.compile(r"\.(o_proj|down_proj|dense|fc2|out_proj|proj_2|o|wo)\.")
+_WRITES_TO_STREAM = re.compile(r"\.(o_proj|down_proj|dense|fc2|out_proj|proj_2|o|wo|conv3)\.")
 _READS_QUERY_OR_KEY = re.compile(r"\.(q_proj|k_proj|qkv_proj|q|k)\.")
 _TABLE = re.compile(r"(^|\.)(embed_tokens|lm_head|token_embeddings|shared)\.")
 #: Norms of what a block adds to the stream; they, not the matrices before them, decide how much that is.
 _POST_NORM = re.compile(r"\.(post_attention_layernorm|post_feedforward_layernorm)\.")
 #: Values that are looked up or slid over the input, not multiplied with the stream.
 _APART = re.compile(r"\.relative_attention_bias\.")
+#: Slides over samples, and how large those of speech are.
+_READS_SAMPLES = re.compile(r"\.conv1\.")
+SAMPLE = 0.1
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -58,7 +61,7 @@ class Drawn:
     """A tensor to draw.
 
     ``kind`` is ``apart`` (independent values around ``centre``), ``reader`` (rows listen to the stream, which is the
-    last axis) or ``writer`` (rows are stream channels). ``std`` is of the elements.
+    last axis) or ``writer`` (rows are stream channels, whatever the other axes are). ``std`` is of the elements.
     """
 
     name: str
@@ -96,21 +99,30 @@ def plan(layout: Mapping[str, tuple[int, ...]], seed: str, manner: Manner) -> li
 
 
 def _planned(name: str, shape: tuple[int, ...], outliers: tuple[int, ...], strength: float, manner: Manner) -> Drawn:
-    if name.endswith(".bias"):
-        return Drawn(name, shape, "apart", 0.2)
-    if _APART.search(name):
-        return Drawn(name, shape, "apart", 1.0)
+    if std := _std_apart(name, shape):
+        return Drawn(name, shape, "apart", std)
     layer = _LAYER.search(name)
     written = strength if layer is None or int(layer[1]) == 0 else strength * LATER_BLOCKS
     if len(shape) == 1:
         gain = written if manner.post_norms and _POST_NORM.search(name) else 1.0
         return Drawn(name, shape, "apart", 0.1 * gain, centre=gain - manner.gain_offset)
     if _WRITES_TO_STREAM.search(name):
-        return Drawn(name, shape, "writer", written / math.sqrt(shape[-1]), outlier_rows=outliers)
+        return Drawn(name, shape, "writer", written / math.sqrt(math.prod(shape[1:])), outlier_rows=outliers)
     if _TABLE.search(name):
         return Drawn(name, shape, "reader", _logit_std(shape[0]) / manner.head_scale / _heard(shape[-1]))
     contrast = SCORE_CONTRAST / math.sqrt(manner.score_scale) if _READS_QUERY_OR_KEY.search(name) else 1.0
     return Drawn(name, shape, "reader", contrast / _heard(shape[-1]))
+
+
+def _std_apart(name: str, shape: tuple[int, ...]) -> float | None:
+    """Of what has nothing to do with the stream: biases, values that are looked up, or slid over something else."""
+    if name.endswith(".bias"):
+        return 0.2
+    if _APART.search(name):
+        return 1.0
+    if len(shape) < 3 or _WRITES_TO_STREAM.search(name):
+        return None
+    return (1.0 / SAMPLE if _READS_SAMPLES.search(name) else 1.0) / math.sqrt(math.prod(shape[1:]))
 
 
 def _heard(width: int) -> float:
@@ -154,7 +166,7 @@ def values(drawn: Drawn, seed: str) -> Iterator[NDArray[np.float32]]:
     if drawn.kind == "apart":
         yield _scaled(_integers(noise, 1, math.prod(drawn.shape)), drawn.std)[0] + np.float32(drawn.centre)
         return
-    rows, columns = drawn.shape
+    rows, columns = drawn.shape[0], math.prod(drawn.shape[1:])
     factors = _stream(f"{seed}/{drawn.name}/factors")
     directions = _subspace(rows if drawn.kind == "writer" else columns, seed)
     written = _integers(factors, columns, RANK) if drawn.kind == "writer" else None

@@ -70,6 +70,8 @@ PUBLISHED_TENSORS = {
     "openelm-3b": 8 * 36 + 2,
     "t5-small": 131,
     "t5-base": 257,
+    "moonshine-tiny": 160,
+    "moonshine-base": 210,
 }
 
 
@@ -155,10 +157,11 @@ def test_layout_is_the_original_models(model: registry.Model, openelm_lists: Lis
 
 
 def shapes(values: Mapping[str, Any]) -> Shapes:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
     config = AutoConfig.for_model(**deepcopy(dict(values)))  # which completes the objects inside it
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    encoding = {"t5": AutoModelForSeq2SeqLM, "moonshine": AutoModelForSpeechSeq2Seq}
+    kind = encoding.get(config.model_type, AutoModelForCausalLM)
     with torch.device("meta"):
         original = kind.from_config(config)
     return {name: tuple(parameter.shape) for name, parameter in original.named_parameters()}

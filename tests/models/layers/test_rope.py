@@ -393,3 +393,57 @@ def test_partial_rotary_of_the_presets(name: str, rotated: int, head_dim: int, t
     assert torch.equal(turned[..., part:], x[..., part:])
     assert (turned[:, 1:, :, :part] != x[:, 1:, :, :part]).any(dim=1).all()
     assert unscaled(config.rope)[1] == pytest.approx(config.rope.theta ** (-2 / part), rel=1e-12)
+
+
+def interleaved(x: torch.Tensor, at: list[int], config: RopeConfig) -> torch.Tensor:
+    """``x`` ``[B, T, N, H]`` with neighbours rotated together."""
+    angles = torch.tensor(at, dtype=torch.float64)[:, None] * inverse_frequencies(config)
+    return apply_rope(x, angles.cos(), angles.sin(), interleaved=True)
+
+
+@LAWS
+@given(sizes=heads(), at=st.lists(positions, min_size=1, max_size=4), theta=thetas, seed=seeds)
+def test_interleaved_is_half_split_under_a_permutation(
+    sizes: tuple[int, int], at: list[int], theta: float, seed: int
+) -> None:
+    """Even channels first, then odd ones, then the tail: bit for bit the same rotation."""
+    head_dim, rotary_dim = sizes
+    config = RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    x = random(2, len(at), 3, head_dim, seed=seed)
+    order = [*range(0, rotary_dim, 2), *range(1, rotary_dim, 2), *range(rotary_dim, head_dim)]
+    assert torch.equal(interleaved(x, at, config)[..., order], rotate(x[..., order], at, config))
+
+
+@LAWS
+@given(sizes=heads(), at=st.lists(positions, min_size=1, max_size=4), theta=thetas, seed=seeds)
+def test_interleaved_turns_each_pair_of_neighbours(
+    sizes: tuple[int, int], at: list[int], theta: float, seed: int
+) -> None:
+    """A complex number each, times a unit one: lengths stay, and channels from R on."""
+    head_dim, rotary_dim = sizes
+    config = RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    x = random(1, len(at), 2, head_dim, seed=seed)
+    turned = interleaved(x, at, config)
+    pairs, expected = (
+        torch.view_as_complex(value[..., :rotary_dim].reshape(*value.shape[:-1], -1, 2).contiguous())
+        for value in (turned, x)
+    )
+    angles = torch.tensor(at, dtype=torch.float64)[:, None] * inverse_frequencies(config)
+    unit = torch.polar(torch.ones_like(angles), angles)[:, None, :]
+    torch.testing.assert_close(pairs, expected * unit, rtol=1e-12, atol=1e-12)
+    assert torch.equal(turned[..., rotary_dim:], x[..., rotary_dim:])
+
+
+@LAWS
+@given(sizes=heads(), at=positions, distance=positions, theta=thetas, seed=seeds)
+def test_interleaved_scores_depend_on_the_distance(
+    sizes: tuple[int, int], at: int, distance: int, theta: float, seed: int
+) -> None:
+    """The product of a rotated query and key is that of any other two as far apart."""
+    head_dim, rotary_dim = sizes
+    config = RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    query, key = random(2, 1, 1, 1, head_dim, seed=seed)
+    here = interleaved(query, [at + distance], config) * interleaved(key, [at], config)
+    origin = interleaved(query, [distance], config) * interleaved(key, [0], config)
+    # Angles up to 16384 are each rounded to 2e-12.
+    torch.testing.assert_close(here.sum(), origin.sum(), rtol=0, atol=1e-10 * head_dim)
