@@ -19,6 +19,7 @@ FAMILIES = {
     "phi": "models.phi",
     "openelm": "models.openelm",
     "t5": "models.t5",
+    "paligemma": "models.paligemma",
 }
 
 

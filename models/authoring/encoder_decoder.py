@@ -43,8 +43,10 @@ class EncoderBlock(nn.Module):
         self.mlp_norm = build_norm(config.mlp_norm, width, fused=fused)
         self.mlp = build_mlp(config.mlp, width)
 
-    def forward(self, x: Tensor, mask: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
-        """``x`` ``[B, T, D]``, ``mask`` ``[1, 1, T, T]`` or what broadcasts to it, tables ``[T, R/2]``."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cos: Tensor | None = None, sin: Tensor | None = None
+    ) -> Tensor:
+        """``x`` ``[B, T, D]``, ``mask`` ``[1, 1, T, T]`` or what broadcasts to it, if any, tables ``[T, R/2]``."""
         x = x + self.attention.within(self.attention_norm(x), cos, sin, mask)
         result: Tensor = x + self.mlp(self.mlp_norm(x))
         return result
