@@ -9,7 +9,7 @@ over embeddings would need a copy of it on the host.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.authoring.config import VisionLanguageConfig
 from models.authoring.decoder import DecoderOnlyModel
@@ -19,7 +19,7 @@ from models.authoring.stage import Stage
 
 
 class VisionLanguageModel(Model):
-    """``encode`` for each picture; ``prefill_pixel`` for a prompt with pictures, ``prefill`` for one without; ``decode``.
+    """``encode`` for a picture; ``prefill_pixel`` for a prompt with pictures, ``prefill`` for one without; ``decode``.
 
     Beside the names that all models share: ``pixel_values`` float ``[1, C, height, width]``, one picture;
     ``image_rows`` int ``[T]``, which row of ``encoded`` stands in the place of each token, -1 for the token itself;
