@@ -101,13 +101,10 @@ def plan(layout: Mapping[str, tuple[int, ...]], seed: str, manner: Manner) -> li
 
 
 def _planned(name: str, shape: tuple[int, ...], seed: str, strength: float, embedded: float, manner: Manner) -> Drawn:
-    if name.endswith(".bias"):
-        return Drawn(name, shape, "apart", 0.2)
-    if _APART.search(name):
-        return Drawn(name, shape, "apart", 1.0)
-    if drawn := _of_pictures(name, shape, embedded):
+    if drawn := _apart(name, shape) or _of_pictures(name, shape, embedded):
         return drawn
-    strength = 1.0 if _TOWER.search(name) else strength
+    if _TOWER.search(name):  # a plain encoder, whatever the text model is like
+        strength, manner = 1.0, Manner()
     layer = _LAYER.search(name)
     written = strength if layer is None or int(layer[1]) == 0 else strength * LATER_BLOCKS
     if len(shape) == 1:
@@ -120,6 +117,13 @@ def _planned(name: str, shape: tuple[int, ...], seed: str, strength: float, embe
         return Drawn(name, shape, "reader", _logit_std(shape[0]) / manner.head_scale / _heard(shape[-1]))
     contrast = SCORE_CONTRAST / math.sqrt(manner.score_scale) if _READS_QUERY_OR_KEY.search(name) else 1.0
     return Drawn(name, shape, "reader", contrast / _heard(shape[-1]))
+
+
+def _apart(name: str, shape: tuple[int, ...]) -> Drawn | None:
+    """What is added, or looked up, whatever the stream."""
+    if name.endswith(".bias"):
+        return Drawn(name, shape, "apart", 0.2)
+    return Drawn(name, shape, "apart", 1.0) if _APART.search(name) else None
 
 
 def _of_pictures(name: str, shape: tuple[int, ...], embedded: float) -> Drawn | None:
