@@ -16,8 +16,12 @@ from models.errors import CheckpointError
 from models.llama import embedding_and_head, projections
 
 
-def read_gemma(source: HFConfig) -> DecoderConfig:
-    """``GemmaConfig`` as this project's configuration."""
+def read_gemma(source: HFConfig, *, bidirectional_prefix: bool = False) -> DecoderConfig:
+    """``GemmaConfig`` as this project's configuration.
+
+    ``bidirectional_prefix`` says that it is the text part of a model whose prompts see themselves in both directions.
+    """
+    source.expect("use_bidirectional_attention", bidirectional_prefix)
     # The published ``hidden_act`` is the legacy word for the tanh form; ``hidden_activation``, where present, wins.
     source.expect("hidden_act", "gelu", "gelu_pytorch_tanh")
     source.expect("hidden_activation", "gelu_pytorch_tanh")
@@ -27,8 +31,9 @@ def read_gemma(source: HFConfig) -> DecoderConfig:
     return _decoder(source, (block,) * source.layers("num_hidden_layers"), final_softcap=None)
 
 
-def read_gemma2(source: HFConfig) -> DecoderConfig:
-    """``Gemma2Config`` as this project's configuration."""
+def read_gemma2(source: HFConfig, *, bidirectional_prefix: bool = False) -> DecoderConfig:
+    """``Gemma2Config`` as this project's configuration; ``bidirectional_prefix`` as in ``read_gemma``."""
+    source.expect("use_bidirectional_attention", bidirectional_prefix)
     source.expect("hidden_act", "gelu_pytorch_tanh")
     source.expect("hidden_activation", "gelu_pytorch_tanh")
     source.expect("cache_implementation", "hybrid")
@@ -73,7 +78,6 @@ def _attention(
     softcap: float | None = None,
     window: int | None = None,
 ) -> AttentionConfig:
-    source.expect("use_bidirectional_attention", False)
     heads = source.positive("num_attention_heads")
     kv_heads = source.positive("num_key_value_heads", kv_heads_default)
     source.require(heads % kv_heads == 0, "num_attention_heads is not a multiple of num_key_value_heads")

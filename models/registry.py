@@ -20,6 +20,7 @@ FAMILIES = {
     "openelm": "models.openelm",
     "t5": "models.t5",
     "moonshine": "models.moonshine",
+    "paligemma": "models.paligemma",
 }
 
 

@@ -1,15 +1,17 @@
 """Prompt sets, their tokens and what goes with them. The only place that reads text and tokenizes it.
 
 A set is a JSON Lines file; every line is an object with ``id``, ``text``, ``continuation`` and optionally
-``prompt_tokens`` (keep only the first so many). The continuation is forced on every rung token by token. ``audio`` is a
-sound of the project by name, or a WAV file; the text, which may then be empty, is what the transcript begins with.
+``prompt_tokens`` (keep only the first so many), ``images`` (pictures by name, or files relative to the set's, one for
+every ``<image>`` in the text), or ``audio`` (a sound of the project by name, or a WAV file; the text, which may then be
+empty, is what the transcript begins with). The text is all there is: a line break that a model was trained to see at
+the end of a prompt is written there. The continuation is forced on every rung token by token.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from models.authoring.config import EncoderDecoderConfig, ModelConfig
+from models.authoring.config import EncoderDecoderConfig, ModelConfig, VisionLanguageConfig
 from models.authoring.session import Tensors, session_inputs
 from parity import isolated
 from parity.errors import PromptError, UsageError
@@ -43,6 +45,7 @@ class Prompt:
     text: str
     continuation: str
     prompt_tokens: int | None = None
+    images: tuple[str, ...] = ()
     audio: str | None = None
 
 
@@ -82,22 +85,32 @@ class TokenizedPrompt:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every rung is given: the same ids for all. ``name``, ``source`` and ``sha256`` are the prompt set's.
-
-    ``media_sha256`` is of what goes with the prompts and is not made of their text, if there is any.
-    """
+    """What every rung is given: the same ids for all. ``name``, ``source`` and ``sha256`` are the prompt set's."""
 
     name: str
     source: str
     sha256: str
     tokenizer_sha256: str
     prompts: tuple[TokenizedPrompt, ...]
-    media_sha256: str | None = None
 
     @property
     def positions(self) -> int:
         """Compared positions of the whole set."""
         return sum(prompt.positions for prompt in self.prompts)
+
+    @property
+    def media_sha256(self) -> str | None:
+        """Of what was read from pictures and sounds (ids follow from prompts and tokenizer), if anything was."""
+        digest = hashlib.sha256()
+        values = [
+            value
+            for prompt in self.prompts
+            for value in prompt.media.values()
+            if np.issubdtype(value.dtype, np.floating)
+        ]
+        for value in values:
+            digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+        return digest.hexdigest() if values else None
 
 
 def read_prompts(name: str) -> PromptSet:
@@ -141,9 +154,13 @@ def _prompt(record: dict[str, Any]) -> Prompt:
         raise TypeError("id, text and continuation are strings")
     if prompt.prompt_tokens is not None and (not isinstance(prompt.prompt_tokens, int) or prompt.prompt_tokens < 1):
         raise ValueError("prompt_tokens is a positive integer")
+    if not isinstance(prompt.images, (list, tuple)) or not all(isinstance(name, str) for name in prompt.images):
+        raise TypeError("images is a list of names")
+    if prompt.images and prompt.prompt_tokens is not None:
+        raise ValueError("a prompt with images is not cut to prompt_tokens")
     if prompt.audio is not None and not isinstance(prompt.audio, str):
         raise TypeError("audio is the name of a sound or the path of a WAV file")
-    return prompt
+    return replace(prompt, images=tuple(prompt.images))
 
 
 def tokenize(prompts: PromptSet, folder: Path, config: ModelConfig, continuation: int = CONTINUATION_TOKENS) -> Inputs:
@@ -166,6 +183,7 @@ def _tokenize(
     from transformers import AutoTokenizer
 
     from parity.files import sha256_of
+    from parity.media.images import ImageReader, with_images
 
     if not tokenizer_files(folder):
         raise PromptError(f"{folder} has no tokenizer; copy the tokenizer files of the original into it")
@@ -175,11 +193,18 @@ def _tokenize(
         raise PromptError(
             f"the tokenizer in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"
         ) from None
+    images = ImageReader(folder, config) if isinstance(config, VisionLanguageConfig) else None
+    beside = Path(prompts.source).parent
     tokenized: list[TokenizedPrompt] = []
-    found: list[TokenizedPrompt] = []
     for number, prompt in enumerate(prompts.prompts):
         progress(number, len(prompts.prompts))
-        ids = tokenizer(prompt.text, add_special_tokens=prompt.audio is None).input_ids[: prompt.prompt_tokens]
+        if prompt.images and not images:
+            raise PromptError(f"prompt {prompt.id} has images, which the model cannot see; choose other prompts")
+        media = images.read(prompt.id, prompt.images, beside) if images else _heard(prompt, beside, folder, config)
+        if images:
+            ids = with_images(prompt.id, prompt.text, tokenizer, images.config, media)[: prompt.prompt_tokens]
+        else:
+            ids = tokenizer(prompt.text, add_special_tokens=not media).input_ids[: prompt.prompt_tokens]
         continuation = tokenizer(prompt.continuation, add_special_tokens=False).input_ids[:forced]
         if not ids and prompt.audio is None:
             raise PromptError(f"prompt {prompt.id} has no tokens; give it some text")
@@ -193,22 +218,12 @@ def _tokenize(
                 f"the tokenizer in {folder} emits id {worst} for prompt {prompt.id}, the model has {config.vocab_size} "
                 "rows; the tokenizer belongs to another model"
             )
-        media = _media(prompt, Path(prompts.source).parent, folder, config)
         tokenized.append(_with_media(prompt.id, ids, continuation, config, media))
-        if media:
-            found.append(tokenized[-1])
-    return Inputs(
-        prompts.name,
-        prompts.source,
-        prompts.sha256,
-        sha256_of(tokenizer_files(folder)),
-        tuple(tokenized),
-        _sha256_of_media(found) if found else None,
-    )
+    return Inputs(prompts.name, prompts.source, prompts.sha256, sha256_of(tokenizer_files(folder)), tuple(tokenized))
 
 
-def _media(prompt: Prompt, beside: Path, folder: Path, config: ModelConfig) -> Tensors:
-    """What the prompt names besides its text, prepared for the model in ``folder``; files are ``beside`` the set."""
+def _heard(prompt: Prompt, beside: Path, folder: Path, config: ModelConfig) -> Tensors:
+    """The sound that the prompt names, prepared for the model in ``folder``; files are ``beside`` the set."""
     stem = config.stem if isinstance(config, EncoderDecoderConfig) else None
     if prompt.audio is None and stem is None:
         return {}
@@ -218,15 +233,6 @@ def _media(prompt: Prompt, beside: Path, folder: Path, config: ModelConfig) -> T
     from parity.media.sounds import heard
 
     return heard(prompt.audio, beside, folder, stem)
-
-
-def _sha256_of_media(prompts: list[TokenizedPrompt]) -> str:
-    whole = hashlib.sha256()
-    for prompt in prompts:
-        for name, value in sorted(prompt.media.items()):
-            whole.update(f"{prompt.id} {name} {value.dtype.str} {list(value.shape)}\n".encode())
-            whole.update(np.ascontiguousarray(value).data)
-    return whole.hexdigest()
 
 
 def _with_media(

@@ -37,9 +37,15 @@ class Mistake:
 ATTENTION, DECODER, MASK, ROPE = (
     f"models/{file}.py" for file in ("layers/attention", "authoring/decoder", "layers/mask", "layers/rope")
 )
-GEMMA, PHI, OPENELM, T5, MOONSHINE = (f"models/{file}.py" for file in ("gemma", "phi", "openelm", "t5", "moonshine"))
+GEMMA, PHI, OPENELM, T5, MOONSHINE, PALIGEMMA = (
+    f"models/{file}.py" for file in ("gemma", "phi", "openelm", "t5", "moonshine", "paligemma")
+)
 AUDIO = "models/layers/audio.py"
 BIAS, ENCODER_DECODER = "models/layers/relative_bias.py", "models/authoring/encoder_decoder.py"
+SIGLIP, VISION, VISION_LANGUAGE, SESSION = (
+    f"models/{file}.py"
+    for file in ("authoring/siglip", "layers/vision", "authoring/vision_language", "authoring/session")
+)
 READER = "models/authoring/hf_config.py"
 
 MISTAKES = (
@@ -73,8 +79,8 @@ MISTAKES = (
         "gemma2 softcap after the mask",
         "gemma-2-2b",
         ATTENTION,
-        "scores = soft_cap(scores, softcap)\n        return ((scores + mask).softmax",
-        "scores = soft_cap(scores + mask, softcap)\n        return (scores.softmax",
+        "scores = soft_cap(scores, softcap)\n        scores = scores if mask is None else scores + mask",
+        "scores = soft_cap(scores + mask, softcap)",
     ),
     Mistake(
         "gemma2 final softcap dropped",
@@ -249,6 +255,74 @@ MISTAKES = (
         MOONSHINE,
         '"post_attention_layernorm": "cross_norm",\n        "final_layernorm": "mlp_norm",',
         '"post_attention_layernorm": "mlp_norm",\n        "final_layernorm": "cross_norm",',
+    ),
+    Mistake(
+        "paligemma causal prefix",
+        "paligemma-3b-224",
+        VISION_LANGUAGE,
+        'prefix = self.config.bidirectional_prefix and name != "decode"',
+        'prefix = self.config.bidirectional_prefix and name == "decode"',
+    ),
+    Mistake(
+        "paligemma rows of pictures scaled like words",
+        "paligemma-3b-224",
+        VISION_LANGUAGE,
+        "placed = encoded[:, rows.clamp(min=0)]",
+        "placed = encoded[:, rows.clamp(min=0)] * encoded.shape[-1] ** 0.5",
+    ),
+    Mistake(
+        "paligemma rows of pictures in the wrong order",
+        "paligemma-2-3b-224",
+        SESSION,
+        "rows[places] = np.arange(len(places))",
+        "rows[places] = np.arange(len(places))[::-1]",
+    ),
+    Mistake(
+        "paligemma2 prefix within the window only",
+        "paligemma-2-3b-224",
+        MASK,
+        "    if prefix is not None:",
+        "    if prefix is not None and window is None:",
+    ),
+    Mistake(
+        "siglip exact gelu",
+        "paligemma-3b-224",
+        PALIGEMMA,
+        'activation=source.activation("hidden_act", "gelu_pytorch_tanh")',
+        'activation="gelu"',
+        "encoder",
+    ),
+    Mistake(
+        "siglip positions off by one",
+        "paligemma-3b-224",
+        SIGLIP,
+        "self.patches(pixels) + self.positions",
+        "self.patches(pixels) + self.positions.roll(1, 0)",
+        "encoder",
+    ),
+    Mistake(
+        "siglip patches column by column",
+        "paligemma-2-3b-224",
+        VISION,
+        "planes.permute(0, 2, 4, 1, 3, 5)",
+        "planes.permute(0, 4, 2, 1, 3, 5)",
+        "encoder",
+    ),
+    Mistake(
+        "siglip colours innermost",
+        "paligemma-3b-224",
+        VISION,
+        "planes.permute(0, 2, 4, 1, 3, 5)",
+        "planes.permute(0, 2, 4, 3, 5, 1)",
+        "encoder",
+    ),
+    Mistake(
+        "siglip scores not scaled",
+        "paligemma-2-3b-224",
+        PALIGEMMA,
+        "scale=head_dim**-0.5",
+        "scale=1.0",
+        "encoder",
     ),
 )
 

@@ -218,4 +218,55 @@ class EncoderDecoderConfig:
         return
 
 
-ModelConfig = DecoderConfig | EncoderDecoderConfig
+@dataclass(frozen=True, kw_only=True)
+class SiglipConfig:
+    """SigLIP's tower: a square picture in square patches, a learned position for each, blocks that see everything.
+
+    Sizes in pixels. A projector makes ``projected`` channels of the tower's ``width``.
+    """
+
+    image_size: int
+    patch_size: int
+    channels: int
+    width: int
+    stack: StackConfig
+    projected: int
+
+    @property
+    def rows(self) -> int:
+        """Patches of a picture, which is how many rows it becomes."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionLanguageConfig:
+    """A decoder-only model in whose prompts pictures may stand, each as a run of rows that the tower made.
+
+    In the token ids a picture is ``image_start``, then ``image_token`` once for each of its rows, then ``image_end``.
+    With a ``bidirectional_prefix`` the tokens of a prompt all see each other; what is generated is causal.
+    """
+
+    text: DecoderConfig
+    vision: SiglipConfig
+    image_token: int
+    image_start: tuple[int, ...] = ()
+    image_end: tuple[int, ...] = ()
+    bidirectional_prefix: bool = False
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the text model."""
+        return self.text.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """Of the text model; rows of pictures take positions like tokens."""
+        return self.text.max_positions
+
+    @property
+    def boundary(self) -> int | None:
+        """Of the text model."""
+        return self.text.boundary
+
+
+ModelConfig = DecoderConfig | EncoderDecoderConfig | VisionLanguageConfig

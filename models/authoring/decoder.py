@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -26,12 +27,17 @@ class Embed(nn.Module):
         self.scale = config.embedding_scale
         self.windows = windows(config)
 
-    def forward(self, tokens: Tensor, positions: Tensor, *, cache_length: int) -> tuple[Tensor, ...]:
-        """``tokens`` ``[B, T]``, ``positions`` ``[T]`` -> hidden ``[B, T, D]``, cos and sin ``[T, R/2]``, masks."""
+    def forward(
+        self, tokens: Tensor, positions: Tensor, prefix: Tensor | None = None, *, cache_length: int
+    ) -> tuple[Tensor, ...]:
+        """``tokens`` ``[B, T]``, ``positions`` ``[T]`` -> hidden ``[B, T, D]``, cos and sin ``[T, R/2]``, masks.
+
+        ``prefix`` ``[1]`` is how many positions, from the first on, all see each other.
+        """
         hidden = self.tokens(tokens)
         if self.scale != 1.0:
             hidden = hidden * self.scale
-        masks = (causal_mask(positions, cache_length, window) for window in self.windows)
+        masks = (causal_mask(positions, cache_length, window, prefix) for window in self.windows)
         return hidden, *self.rope(positions, cache_length=cache_length), *masks
 
 
@@ -101,14 +107,14 @@ class DecoderOnlyModel(Model):
         )
         self.head = Head(config, self.embed.tokens, fused=fused)
 
-    def stages(self, cache_length: int) -> list[Stage]:
-        """The model in order, for a cache of ``cache_length`` slots."""
+    def stages(self, cache_length: int, *, prefix: bool = False) -> list[Stage]:
+        """The model in order, for a cache of ``cache_length`` slots; with a ``prefix`` it takes ``prefix_length``."""
         tables = ("rope_cos", "rope_sin")
         stages = [
             Stage(
                 name="embed",
                 run=partial(self.embed, cache_length=cache_length),
-                inputs=("tokens", "input_pos"),
+                inputs=("tokens", "input_pos", *(("prefix_length",) if prefix else ())),
                 outputs=("hidden", *tables, *map(mask_name, windows(self.config))),
             )
         ]
@@ -126,7 +132,10 @@ class DecoderOnlyModel(Model):
         return stages
 
     def entry(self, name: str, cache_length: int, *, logits: bool = True) -> Entry:  # noqa: ARG002  (both are the same)
-        stages = self.stages(cache_length)
+        return self.entry_of(self.stages(cache_length), logits=logits)
+
+    def entry_of(self, stages: Sequence[Stage], *, logits: bool) -> Entry:
+        """An entry point of these stages, the head among them left out without ``logits``."""
         outputs = [cache for layer in range(len(self.blocks)) for cache in cache_names(layer)]
         return Entry(stages, ["logits", *outputs]) if logits else Entry(stages[:-1], outputs)
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models.authoring.config import BlockConfig, EncoderDecoderConfig, StackConfig
+from models.authoring.config import BlockConfig, EncoderDecoderConfig, RopeConfig, StackConfig
 from models.authoring.model import Entry, Model, cache_names, cross_names, empty_cache
 from models.authoring.stage import Stage
 from models.layers.attention import Attention
@@ -37,16 +37,17 @@ class Positions(nn.Module):
 class EncoderBlock(nn.Module):
     """Pre-norm block in which every position sees every other."""
 
-    def __init__(self, config: BlockConfig, model: EncoderDecoderConfig, *, fused: bool = False) -> None:
+    def __init__(self, config: BlockConfig, width: int, *, rope: RopeConfig | None = None, fused: bool = False) -> None:
         super().__init__()
-        width = model.width
         self.attention_norm = build_norm(config.attention_norm, width, fused=fused)
-        self.attention = Attention(config.attention, width, rope=model.encoder.rope, fused=fused)
+        self.attention = Attention(config.attention, width, rope=rope, fused=fused)
         self.mlp_norm = build_norm(config.mlp_norm, width, fused=fused)
         self.mlp = build_mlp(config.mlp, width)
 
-    def forward(self, x: Tensor, mask: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
-        """``x`` ``[B, T, D]``, ``mask`` ``[1, 1, T, T]`` or what broadcasts to it, tables ``[T, R/2]``."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cos: Tensor | None = None, sin: Tensor | None = None
+    ) -> Tensor:
+        """``x`` ``[B, T, D]``, ``mask`` ``[1, 1, T, T]`` or what broadcasts to it, if any, tables ``[T, R/2]``."""
         x = x + self.attention.within(self.attention_norm(x), cos, sin, mask)
         result: Tensor = x + self.mlp(self.mlp_norm(x))
         return result
@@ -128,7 +129,10 @@ class EncoderDecoderModel(Model):
         width = config.width
         self.tokens = nn.Embedding(config.vocab_size, width)
         self.stem = AudioStem(config.stem, width) if config.stem else TokenStem(self.tokens)
-        encoder: list[nn.Module] = [EncoderBlock(block, config, fused=fused) for block in config.encoder.blocks]
+        rope = config.encoder.rope
+        encoder: list[nn.Module] = [
+            EncoderBlock(block, width, rope=rope, fused=fused) for block in config.encoder.blocks
+        ]
         decoder: list[nn.Module] = [DecoderBlock(block, config, fused=fused) for block in config.decoder.blocks]
         self.encoder = Stack(config.encoder, encoder, width, fused=fused)
         self.decoder = Stack(config.decoder, decoder, width, fused=fused)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
+from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig, VisionLanguageConfig
 from models.authoring.hf_config import HFConfig
 from models.errors import UnknownModelError
 
@@ -23,8 +23,8 @@ class Preset:
     ``config`` holds the published ``config.json`` values; ``tiny`` what shrinks them while keeping every quirk;
     ``parameters`` the published total; ``repo`` and ``revision`` where the weights are, ``kaggle`` where Kaggle has
     them, ``tokenizer`` the repository of the tokenizer where theirs has none. ``tiny_prompts`` names the prompt set
-    that shows the tiny twin's quirks, where the family's does not. ``processor`` holds the published
-    ``preprocessor_config.json`` of a model that sees or hears.
+    that shows the tiny twin's quirks, where the family's does not. ``processor`` holds the values of its
+    ``preprocessor_config.json`` where it has one, ``tiny_processor`` what shrinks them.
     """
 
     name: str
@@ -38,10 +38,15 @@ class Preset:
     tiny: Mapping[str, Any] = field(default_factory=dict)
     tiny_prompts: str | None = None
     processor: Mapping[str, Any] = field(default_factory=dict)
+    tiny_processor: Mapping[str, Any] = field(default_factory=dict)
 
     def values(self, *, tiny: bool = False) -> dict[str, Any]:
         """The ``config.json`` of the published size, or of its tiny twin."""
         return {**self.config, **(self.tiny if tiny else {})}
+
+    def processor_values(self, *, tiny: bool = False) -> dict[str, Any]:
+        """The ``preprocessor_config.json`` of either; empty where there is none."""
+        return {**self.processor, **(self.tiny_processor if tiny else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,7 @@ class Family:
 
         from models.authoring.decoder import DecoderOnlyModel
         from models.authoring.encoder_decoder import EncoderDecoderModel
+        from models.authoring.vision_language import VisionLanguageModel
 
         with torch.device(device):
             match config:
@@ -107,6 +113,8 @@ class Family:
                     return DecoderOnlyModel(config, fused=fused).eval()
                 case EncoderDecoderConfig():
                     return EncoderDecoderModel(config, fused=fused).eval()
+                case VisionLanguageConfig():
+                    return VisionLanguageModel(config, fused=fused).eval()
 
     def load(self, folder: Path, *, fused: bool = False) -> Model:
         """The model with the weights of a checkpoint folder, as float32.

@@ -260,6 +260,17 @@ class HFConfig:
             attention_factor=nested.number("attention_factor", implied),
         )
 
+    def nested(self, key: str, defaults: Mapping[str, Mapping[str, Any]]) -> HFConfig:
+        """The object under ``key``, a configuration of its own; ``finish`` it as well.
+
+        Such objects leave out what is the default of their class: ``defaults``, by ``model_type``, of which the first
+        is that of an object that does not say.
+        """
+        values: dict[str, Any] = self.take(key, dict)
+        kind = values.get("model_type") or next(iter(defaults))
+        self.require(kind in defaults, f"{key} is of model_type {kind!r}, not {' or '.join(defaults)}")
+        return HFConfig({"model_type": kind, **defaults[kind], **values}, f"{self.source}: {key}")
+
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
         return self._values.get(key) is not None

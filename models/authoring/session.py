@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
+from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig, VisionLanguageConfig
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -33,11 +33,13 @@ class SessionInputs:
     ``calls`` come first; the rows that they make are one after the other in ``encoded``. ``prefill`` is the entry point
     for the prompt, ``None`` where tokens are taken one at a time. ``per_position`` tensors have a value for each
     position of the session on their last axis, of which a call is given those of its tokens; ``constant`` ones are
-    given to every call that takes them.
+    given to every call that takes them. A prompt goes in a ``whole``, in one call, where its tokens also see those
+    after them.
     """
 
     calls: tuple[EncoderCall, ...] = ()
     prefill: str | None = "prefill"
+    whole: bool = False
     per_position: Tensors = field(default_factory=dict)
     constant: Tensors = field(default_factory=dict)
 
@@ -48,13 +50,15 @@ def prefill_name(entry: str, length: int) -> str:
     return f"{kind}_{length}" + (f"_{rest}" if rest else "")
 
 
-def session_inputs(config: ModelConfig, _tokens: Sequence[int], media: Tensors, _until: int) -> SessionInputs:
+def session_inputs(config: ModelConfig, tokens: Sequence[int], media: Tensors, until: int) -> SessionInputs:
     """For a prompt of tokens, what goes with it by the original's names, and a session of so many positions."""
     match config:
         case DecoderConfig():
             return SessionInputs()
         case EncoderDecoderConfig():
             return _encoder_decoder(config, media)
+        case VisionLanguageConfig():
+            return _vision_language(config, tokens, media, until)
 
 
 def _encoder_decoder(config: EncoderDecoderConfig, media: Tensors) -> SessionInputs:
@@ -71,3 +75,27 @@ def _encoder_decoder(config: EncoderDecoderConfig, media: Tensors) -> SessionInp
     rows = np.asarray([made], np.int32)
     call = EncoderCall("encode", {**source, "encoder_rows": rows}, made)
     return SessionInputs(calls=(call,), prefill=None, constant={"encoder_rows": rows})
+
+
+def image_lengths(config: VisionLanguageConfig, media: Tensors) -> list[int]:
+    """How many rows, hence image tokens, each picture of a prompt becomes."""
+    return [config.vision.rows] * len(media["pixel_values"])
+
+
+def _vision_language(config: VisionLanguageConfig, tokens: Sequence[int], media: Tensors, until: int) -> SessionInputs:
+    """Each picture is encoded once; its rows take the places of its image tokens, in order."""
+    pixels = media.get("pixel_values", np.empty(0)).astype(np.float32)
+    calls = tuple(
+        EncoderCall("encode", {"pixel_values": pixels[i : i + 1]}, config.vision.rows) for i in range(len(pixels))
+    )
+    rows = np.full(until, -1, np.int32)
+    places = np.flatnonzero(np.asarray(tokens) == config.image_token)
+    rows[places] = np.arange(len(places))
+    prefix = {"prefix_length": np.asarray([len(tokens)], np.int32)} if config.bidirectional_prefix else {}
+    return SessionInputs(
+        calls=calls,
+        prefill="prefill_pixel" if calls else "prefill",
+        whole=config.bidirectional_prefix,
+        per_position={"image_rows": rows} if calls else {},
+        constant=prefix,
+    )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from models.errors import CheckpointError
 
@@ -23,7 +23,13 @@ READABLE_DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Operation(ABC):
-    """One row of the table. Names may hold ``{}``, the layer index."""
+    """One row of the table. Names may hold ``{}``, the layer index.
+
+    ``source_fields`` and ``target_fields`` are those that hold names of checkpoint tensors and of parameters.
+    """
+
+    source_fields: ClassVar[tuple[str, ...]] = ("source",)
+    target_fields: ClassVar[tuple[str, ...]] = ("target",)
 
     @property
     @abstractmethod
@@ -50,15 +56,22 @@ class Operation(ABC):
 
     def at_layer(self, layer: int) -> Self:
         """This row with every ``{}`` replaced by ``layer``."""
+        return self._with_names((field.name for field in fields(self)), lambda name: name.replace("{}", str(layer)))
 
-        def fill(value: object) -> object:
+    def renamed(self, source: Callable[[str], str], target: Callable[[str], str]) -> Self:
+        """This row with other names for the checkpoint's tensors and for the parameters: a part of a larger model."""
+        row = self._with_names(self.source_fields, source)
+        return row._with_names(self.target_fields, target)  # noqa: SLF001  (of its own kind)
+
+    def _with_names(self, among: Iterable[str], change: Callable[[str], str]) -> Self:
+        def changed(value: object) -> object:
             if isinstance(value, str):
-                return value.replace("{}", str(layer))
+                return change(value)
             if isinstance(value, tuple):
-                return tuple(fill(item) for item in value)
+                return tuple(changed(item) for item in value)
             return value
 
-        return replace(self, **{field.name: fill(getattr(self, field.name)) for field in fields(self)})
+        return replace(self, **{field: changed(getattr(self, field)) for field in among})
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,19 @@ class Transpose(_OneToOne):
 
 
 @dataclass(frozen=True)
+class Flatten(_OneToOne):
+    """A tensor of ``shape`` as a matrix, its first axis by all the others in order: a convolution of whole patches."""
+
+    shape: tuple[int, ...]
+
+    def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
+        return (sources[0].flatten(1),)
+
+    def invert(self, *targets: Tensor) -> tuple[Tensor, ...]:
+        return (targets[0].reshape(self.shape),)
+
+
+@dataclass(frozen=True)
 class AddConstant(_OneToOne):
     """``parameter = source + constant``; the inverse is exact to one rounding."""
 
@@ -124,6 +150,7 @@ class Split(Operation):
     source: str
     parts: tuple[str, ...]
     rows: tuple[int, ...]
+    target_fields = ("parts",)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -153,6 +180,7 @@ class Fuse(Operation):
     parts: tuple[str, ...]
     target: str
     rows: tuple[int, ...]
+    source_fields = ("parts",)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -185,6 +213,8 @@ class Tie(_SameValues):
 
     alias: str
     copies: tuple[str, ...]
+    source_fields = ("source", "copies")
+    target_fields = ("target", "alias")
 
     @property
     def description(self) -> str:
@@ -197,6 +227,7 @@ class Drop(Operation):
 
     source: str
     reason: str
+    target_fields = ()
 
     @property
     def sources(self) -> tuple[str, ...]:

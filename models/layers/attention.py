@@ -16,7 +16,7 @@ def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -27,7 +27,7 @@ def scaled_dot_product_attention(
     Args:
         query: ``[B, T, N, H]``.
         key, value: ``[B, S, K, H]``.
-        mask: ``[B, 1, T, S]``, added to the scaled scores.
+        mask: ``[B, 1, T, S]``, added to the scaled scores; ``None`` where every query sees every key.
         scale: factor on the scores.
         softcap: bound on the scaled scores, before the mask is added.
         fused: mark the region for the converter's fused kernel.
@@ -36,7 +36,7 @@ def scaled_dot_product_attention(
         ``[B, T, N, H]``.
     """
 
-    def body(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    def body(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         group = query.shape[2] // key.shape[2]
         query = query.transpose(1, 2)
         key = key.transpose(1, 2).repeat_interleave(group, dim=1)
@@ -44,11 +44,13 @@ def scaled_dot_product_attention(
         scores = query @ key.transpose(-1, -2) * scale
         if softcap is not None:
             scores = soft_cap(scores, softcap)
-        return ((scores + mask).softmax(-1) @ value).transpose(1, 2)
+        scores = scores if mask is None else scores + mask
+        return (scores.softmax(-1) @ value).transpose(1, 2)
 
     if fused:
         attributes = {"scale": scale} if softcap is None else {"scale": scale, "logit_cap": softcap}
-        return composite("odml.scaled_dot_product_attention", attributes, body, query, key, value, mask)
+        inputs = (query, key, value) if mask is None else (query, key, value, mask)
+        return composite("odml.scaled_dot_product_attention", attributes, body, *inputs)
     return body(query, key, value, mask)
 
 
@@ -100,12 +102,12 @@ class Attention(nn.Module):
         v_cache = update_cache(v_cache, value, positions)
         return self.across(x, cos, sin, mask, k_cache, v_cache), k_cache, v_cache
 
-    def within(self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: Tensor) -> Tensor:
-        """``x`` ``[B, T, D]``, tables ``[T, R/2]``, mask ``[B, 1, T, T]`` -> ``[B, T, D]``."""
+    def within(self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: Tensor | None) -> Tensor:
+        """``x`` ``[B, T, D]``, tables ``[T, R/2]``, mask ``[B, 1, T, T]`` if any -> ``[B, T, D]``."""
         return self.across(x, cos, sin, mask, *self.keys_and_values(x, cos, sin))
 
     def across(
-        self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: Tensor, key: Tensor, value: Tensor
+        self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: Tensor | None, key: Tensor, value: Tensor
     ) -> Tensor:
         """Queries from ``x`` ``[B, T, D]`` over keys and values ``[B, S, K, H]``, mask ``[B, 1, T, S]``."""
         query = self._rotated(self.q_norm(self._heads(self.q_proj(x))), cos, sin)

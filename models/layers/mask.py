@@ -10,15 +10,20 @@ from torch import Tensor
 BLOCKED = -0.4 * torch.finfo(torch.float32).max
 
 
-def causal_mask(positions: Tensor, cache_length: int, window: int | None = None) -> Tensor:
+def causal_mask(
+    positions: Tensor, cache_length: int, window: int | None = None, prefix: Tensor | None = None
+) -> Tensor:
     """Query at position ``p`` sees cache slots ``0..p``, or the last ``window`` of them; ``[T]`` -> ``[1, 1, T, S]``.
 
+    The first ``prefix`` (integer ``[1]``) positions all see each other, in both directions and beyond the window.
     Slots beyond the newest position hold padding or stale values; they are blocked for the same reason as the future.
     """
     slots = torch.arange(cache_length, dtype=positions.dtype)
     visible = slots[None, :] <= positions[:, None]
     if window is not None:
         visible = visible & (slots[None, :] > positions[:, None] - window)
+    if prefix is not None:
+        visible = visible | ((slots[None, :] < prefix) & (positions[:, None] < prefix))
     return torch.where(visible, 0.0, BLOCKED)[None, None]
 
 

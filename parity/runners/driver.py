@@ -50,13 +50,25 @@ class Chunk:
     length: int
 
 
-def plan_chunks(tokens: int, lengths: Sequence[int], cache_length: int) -> list[Chunk]:
+def plan_chunks(tokens: int, lengths: Sequence[int], cache_length: int, *, whole: bool = False) -> list[Chunk]:
     """How a prompt is fed through signatures of fixed ``lengths`` (decode, length 1, is always there).
 
     Each step takes the shortest signature that holds the rest, or the longest when none does. A chunk whose padding
-    would run past the cache is not allowed: the runtime would silently move the whole slice back over earlier tokens.
+    would run past the cache is not allowed: the runtime would silently move the whole slice back over earlier tokens. A
+    ``whole`` prompt is not cut.
+
+    Raises:
+        RungError: it does not fit the cache, or no signature holds it whole.
     """
     available = sorted({1, *lengths})
+    if whole:
+        holding = [length for length in available if tokens <= length <= cache_length]
+        if not holding:
+            raise RungError(
+                f"a prompt of {tokens} tokens whose tokens see each other goes in one call, and the longest prefill "
+                f"takes {max(available)} of a cache of {cache_length}"
+            )
+        return [Chunk(0, tokens, holding[0])]
     chunks = []
     start = 0
     while start < tokens:
@@ -97,7 +109,7 @@ class DrivenSession:
         lengths = (len(prompt.prompt),) if lengths is None else lengths
         pieces = [
             self._take(entry if chunk.length > 1 else "decode", prompt.prompt, chunk)
-            for chunk in plan_chunks(len(prompt.prompt), lengths, self.program.cache_length)
+            for chunk in plan_chunks(len(prompt.prompt), lengths, self.program.cache_length, whole=self.given.whole)
         ]
         return Prefilled(np.concatenate(pieces), encoded)
 

@@ -54,6 +54,12 @@ _APART = re.compile(r"\.relative_attention_bias\.")
 _READS_SAMPLES = re.compile(r"\.conv1\.")
 SAMPLE = 0.1
 _LAYER = re.compile(r"\.(\d+)\.")
+#: A tower for pictures has a stream of its own, which begins with patches and their positions, and which a projector
+#: hands on to the text's.
+_TOWER = re.compile(r"(^|\.)vision_tower\.")
+_PATCHES = re.compile(r"\.patch_embedding\.")
+_POSITIONS = re.compile(r"\.position_embedding\.")
+_PROJECTOR = re.compile(r"(^|\.)multi_modal_projector\.")
 
 
 @dataclass(frozen=True)
@@ -91,22 +97,26 @@ class Manner:
 def plan(layout: Mapping[str, tuple[int, ...]], seed: str, manner: Manner) -> list[Drawn]:
     """How every tensor of a checkpoint is drawn, from the published names and shapes."""
     table = next(shape for name, shape in layout.items() if _TABLE.search(name))
-    outliers = _outlier_channels(table[-1], seed)
     # Embeddings that are scaled up must not drown what the blocks write: the model would repeat its input.
     embedded = _logit_std(table[0]) / manner.head_scale / _heard(table[-1]) * manner.embedding_scale
     strength = round(max(1.0, 3 * embedded), 3)
-    return [_planned(name, shape, outliers, strength, manner) for name, shape in layout.items()]
+    return [_planned(name, shape, seed, strength, embedded, manner) for name, shape in layout.items()]
 
 
-def _planned(name: str, shape: tuple[int, ...], outliers: tuple[int, ...], strength: float, manner: Manner) -> Drawn:
+def _planned(name: str, shape: tuple[int, ...], seed: str, strength: float, embedded: float, manner: Manner) -> Drawn:
     if std := _std_apart(name, shape):
         return Drawn(name, shape, "apart", std)
+    if drawn := _of_pictures(name, shape, embedded):
+        return drawn
+    if _TOWER.search(name):  # a plain encoder, whatever the text model is like
+        strength, manner = 1.0, Manner()
     layer = _LAYER.search(name)
     written = strength if layer is None or int(layer[1]) == 0 else strength * LATER_BLOCKS
     if len(shape) == 1:
         gain = written if manner.post_norms and _POST_NORM.search(name) else 1.0
         return Drawn(name, shape, "apart", 0.1 * gain, centre=gain - manner.gain_offset)
     if _WRITES_TO_STREAM.search(name):
+        outliers = _outlier_channels(shape[0], seed)
         return Drawn(name, shape, "writer", written / math.sqrt(math.prod(shape[1:])), outlier_rows=outliers)
     if _TABLE.search(name):
         return Drawn(name, shape, "reader", _logit_std(shape[0]) / manner.head_scale / _heard(shape[-1]))
@@ -120,9 +130,20 @@ def _std_apart(name: str, shape: tuple[int, ...]) -> float | None:
         return 0.2
     if _APART.search(name):
         return 1.0
-    if len(shape) < 3 or _WRITES_TO_STREAM.search(name):
+    if len(shape) < 3 or _WRITES_TO_STREAM.search(name) or _PATCHES.search(name):
         return None
     return (1.0 / SAMPLE if _READS_SAMPLES.search(name) else 1.0) / math.sqrt(math.prod(shape[1:]))
+
+
+def _of_pictures(name: str, shape: tuple[int, ...], embedded: float) -> Drawn | None:
+    """What makes the tower's stream, and what makes rows of it that are as large as those of words."""
+    if _PATCHES.search(name):
+        return Drawn(name, shape, "writer", 1 / math.sqrt(math.prod(shape[1:])))
+    if _POSITIONS.search(name):
+        return Drawn(name, shape, "reader", 0.5)
+    if _PROJECTOR.search(name):
+        return Drawn(name, shape, "writer", embedded / math.sqrt(shape[-1]))
+    return None
 
 
 def _heard(width: int) -> float:
