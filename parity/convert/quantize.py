@@ -59,9 +59,11 @@ def _quantize(
     from ai_edge_quantizer import quantizer
 
     rules = entries(recipe)
+    if recipe.encoder:
+        rules = rules + _for_encoders(source, recipe.encoder)
     replaced = _replacements(source, rules)
     try:
-        engine = quantizer.Quantizer(str(source), rules + [rule for rule, _ in replaced.values()])
+        engine = quantizer.Quantizer(str(source), rules + list(replaced.values()))
         progress(0, 1)
         quantized = engine.quantize().quantized_model
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -70,39 +72,82 @@ def _quantize(
         raise RungError(f"{recipe.name} produced no file")
     with whole_file(destination) as temporary:
         temporary.write_bytes(quantized)
-        asked = [replaced.get(weight.scope, (None, None))[1] for weight in _weights(_read(source))]
+        asked = [_asked(weight, rules) for weight in _weights(_read(source))]
         found = list(inspect(temporary, names))
         if all(precision == "float32" for _, precision in found):
             raise RungError(f"{recipe.name} left every weight in float32; its rules match nothing in this file")
-    return [WeightPrecision(*stored, wanted) for stored, wanted in zip(found, asked, strict=True)]
+    return [
+        WeightPrecision(name, precision, wanted if wanted and not precision.startswith(wanted) else None)
+        for (name, precision), wanted in zip(found, asked, strict=True)
+    ]
 
 
-def _replacements(source: Path, rules: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], str]]:
+def _for_encoders(source: Path, recipe: Recipe) -> list[dict[str, Any]]:
+    """The rules of ``recipe`` for the weights that encoders read, and for no others; what it leaves alone is float.
+
+    Raises:
+        RungError: the file has no encoder, or one that cannot be told from the rest.
+    """
+    weights = list(_weights(_read(source)))
+    encoders = [weight for weight in weights if weight.subgraph.name.startswith(b"encode")]
+    if not encoders:
+        raise RungError(f"{recipe.name} is for an encoder, and this model has none; leave --encoder-recipe out")
+    elsewhere = {weight.scope for weight in weights} - {weight.scope for weight in encoders}
+    if shared := {weight.scope for weight in weights if weight not in encoders} - elsewhere:
+        raise RungError(f"{min(shared)} is read by an encoder and by others under one name; use one recipe for both")
+    wanted = [(weight, _rule_for(weight, entries(recipe))) for weight in encoders]
+    plain = {"algorithm_key": "no_quantize", "op_config": {}}
+    return [_only_for(weight, rule or plain) for weight, rule in wanted]
+
+
+def _rule_for(weight: _Weight, rules: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The rule that the quantizer goes by: the last one that matches."""
+    fitting = (
+        rule
+        for rule in reversed(rules)
+        if rule["operation"] in ("*", weight.operation) and re.search(rule["regex"], weight.scope)
+    )
+    return next(fitting, None)
+
+
+def _only_for(weight: _Weight, rule: Mapping[str, Any]) -> dict[str, Any]:
+    """The rule for this weight alone."""
+    return {**rule, "regex": f"^{re.escape(weight.scope)}$", "operation": weight.operation}
+
+
+def _asked(weight: _Weight, rules: Sequence[dict[str, Any]]) -> str | None:
+    """What the recipe asks for, as far as ``inspect`` names it: ``int4 block 32``, ``int8``."""
+    rule = _rule_for(weight, rules)
+    if rule is None or rule["algorithm_key"] == "no_quantize":
+        return None
+    config = rule["op_config"]["weight_tensor_config"]
+    kind = "float" if str(getattr(config["dtype"], "value", config["dtype"])) == "FLOAT" else "int"
+    block = _block_of(rule)
+    return f"{kind}{config['num_bits']}" + (f" block {block}" if block else "")
+
+
+def _replacements(source: Path, rules: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Rules for the weights whose width is no multiple of the recipe's block, by weight name.
 
     The quantizer refuses such a weight outright. It gets the largest smaller block that divides its width (never less
     accurate than what was asked for), or stays in float32 where none does; either way the report says so.
     """
-    blockwise = [rule for rule in rules if _block_of(rule)]
-    found: dict[str, tuple[dict[str, Any], str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for weight in _weights(_read(source)):
-        for rule in blockwise:
-            block = _block_of(rule)
-            if rule["operation"] not in ("*", weight.operation) or not re.search(rule["regex"], weight.scope):
-                continue
-            if weight.width % block == 0:
-                continue
-            smaller = next((size for size in BLOCKS if size < block and weight.width % size == 0), None)
-            replacement = {**rule, "regex": f"^{re.escape(weight.scope)}$", "operation": weight.operation}
-            if smaller is None:
-                replacement["algorithm_key"] = "no_quantize"
-            else:
-                config = rule["op_config"]
-                tensor = {**config["weight_tensor_config"], "granularity": f"BLOCKWISE_{smaller}"}
-                tensor.pop("block_size", None)
-                replacement["op_config"] = {**config, "weight_tensor_config": tensor}
-            asked = f"int{rule['op_config']['weight_tensor_config']['num_bits']} block {block}"
-            found[weight.scope] = (replacement, asked)
+        rule = _rule_for(weight, rules)
+        block = _block_of(rule) if rule else 0
+        if rule is None or not block or weight.width % block == 0:
+            continue
+        smaller = next((size for size in BLOCKS if size < block and weight.width % size == 0), None)
+        replacement = _only_for(weight, rule)
+        if smaller is None:
+            replacement["algorithm_key"] = "no_quantize"
+        else:
+            config = rule["op_config"]
+            tensor = {**config["weight_tensor_config"], "granularity": f"BLOCKWISE_{smaller}"}
+            tensor.pop("block_size", None)
+            replacement["op_config"] = {**config, "weight_tensor_config": tensor}
+        found[weight.scope] = replacement
     return found
 
 
@@ -132,13 +177,15 @@ def _read(path: Path) -> Any:
 
 
 def _weights(model: Any) -> Iterator[_Weight]:
-    """The constant matrices that fully-connected and embedding operators read, in every signature."""
+    """The constant matrices and kernels that operators multiply with or look up in, in every signature."""
     from ai_edge_litert.schema_py_generated import BuiltinOperator
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     operators = {
         BuiltinOperator.FULLY_CONNECTED: ("FULLY_CONNECTED", 1),
         BuiltinOperator.EMBEDDING_LOOKUP: ("EMBEDDING_LOOKUP", 1),
+        BuiltinOperator.CONV_2D: ("CONV_2D", 1),
+        BuiltinOperator.DEPTHWISE_CONV_2D: ("DEPTHWISE_CONV_2D", 1),
     }
     for subgraph in model.subgraphs:
         made_by = {int(output): op for op in subgraph.operators for output in op.outputs}
@@ -164,7 +211,8 @@ def name_weights(path: Path, parameters: Mapping[str, Tensor]) -> tuple[str, ...
     """
     rows: dict[tuple[int, ...], dict[str, NDArray[np.float32]]] = {}
     for name, parameter in parameters.items():
-        rows.setdefault(tuple(parameter.shape), {})[name] = parameter.numpy()[0]
+        for stored in _layouts(parameter.numpy()):
+            rows.setdefault(stored.shape, {})[name] = stored.reshape(-1)[: stored.shape[-1]]
     model = _read(path)
     names = []
     for weight in _weights(model):
@@ -175,6 +223,16 @@ def name_weights(path: Path, parameters: Mapping[str, Tensor]) -> tuple[str, ...
         scaled = (name for name, row in candidates.items() for gain in gains if np.array_equal(row * gain, stored))
         names.append(next(chain(plain, scaled), weight.scope).removesuffix(".weight"))
     return tuple(names)
+
+
+def _layouts(parameter: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """How a file may store a parameter: a matrix as it is, the kernel ``[O, I, K]`` of a convolution with I last."""
+    yield parameter
+    if parameter.ndim == 3:
+        last = parameter.transpose(0, 2, 1)[:, None]
+        yield last
+        if parameter.shape[1] == 1:
+            yield last.transpose(3, 1, 2, 0)
 
 
 def inspect(path: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:

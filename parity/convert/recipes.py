@@ -13,11 +13,15 @@ from parity.errors import UsageError
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe by name. ``source`` is the AI Edge Quantizer's name or a JSON path; ``suffix`` goes into file names."""
+    """A recipe by name. ``source`` is the AI Edge Quantizer's name or a JSON path; ``suffix`` goes into file names.
+
+    ``encoder`` is the recipe of what only encoders read, where that is another one.
+    """
 
     name: str
     source: str
     suffix: str
+    encoder: Recipe | None = None
 
 
 _NAMED = (
@@ -63,7 +67,8 @@ def entries(recipe: Recipe) -> list[dict[str, Any]]:
     from ai_edge_quantizer import recipe as library
 
     if recipe.source == "fp16":
-        return [_rule("FULLY_CONNECTED", 16, "FLOAT"), _rule("EMBEDDING_LOOKUP", 16, "FLOAT")]
+        matrices = ("FULLY_CONNECTED", "EMBEDDING_LOOKUP", "CONV_2D", "DEPTHWISE_CONV_2D")
+        return [_rule(operation, 16, "FLOAT") for operation in matrices]
     if recipe.source == "dynamic_int4_block128":
         # The library has no ready-made name for blocks of 128.
         return [_rule("*", 4, "INT", "BLOCKWISE_128", dynamic=True)]
