@@ -82,22 +82,32 @@ class TokenizedPrompt:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every rung is given: the same ids for all. ``name``, ``source`` and ``sha256`` are the prompt set's.
-
-    ``media_sha256`` is of what goes with the prompts and is not made of their text, if there is any.
-    """
+    """What every rung is given: the same ids for all. ``name``, ``source`` and ``sha256`` are the prompt set's."""
 
     name: str
     source: str
     sha256: str
     tokenizer_sha256: str
     prompts: tuple[TokenizedPrompt, ...]
-    media_sha256: str | None = None
 
     @property
     def positions(self) -> int:
         """Compared positions of the whole set."""
         return sum(prompt.positions for prompt in self.prompts)
+
+    @property
+    def media_sha256(self) -> str | None:
+        """Of what was heard or seen (numbers; ids follow from prompts and tokenizer), if anything was."""
+        digest = hashlib.sha256()
+        values = [
+            value
+            for prompt in self.prompts
+            for value in prompt.media.values()
+            if np.issubdtype(value.dtype, np.floating)
+        ]
+        for value in values:
+            digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+        return digest.hexdigest() if values else None
 
 
 def read_prompts(name: str) -> PromptSet:
@@ -175,8 +185,7 @@ def _tokenize(
         raise PromptError(
             f"the tokenizer in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"
         ) from None
-    tokenized: list[TokenizedPrompt] = []
-    found: list[TokenizedPrompt] = []
+    tokenized = []
     for number, prompt in enumerate(prompts.prompts):
         progress(number, len(prompts.prompts))
         ids = tokenizer(prompt.text, add_special_tokens=prompt.audio is None).input_ids[: prompt.prompt_tokens]
@@ -195,16 +204,7 @@ def _tokenize(
             )
         media = _media(prompt, Path(prompts.source).parent, folder, config)
         tokenized.append(_with_media(prompt.id, ids, continuation, config, media))
-        if media:
-            found.append(tokenized[-1])
-    return Inputs(
-        prompts.name,
-        prompts.source,
-        prompts.sha256,
-        sha256_of(tokenizer_files(folder)),
-        tuple(tokenized),
-        _sha256_of_media(found) if found else None,
-    )
+    return Inputs(prompts.name, prompts.source, prompts.sha256, sha256_of(tokenizer_files(folder)), tuple(tokenized))
 
 
 def _media(prompt: Prompt, beside: Path, folder: Path, config: ModelConfig) -> Tensors:
@@ -218,15 +218,6 @@ def _media(prompt: Prompt, beside: Path, folder: Path, config: ModelConfig) -> T
     from parity.media.sounds import heard
 
     return heard(prompt.audio, beside, folder, stem)
-
-
-def _sha256_of_media(prompts: list[TokenizedPrompt]) -> str:
-    whole = hashlib.sha256()
-    for prompt in prompts:
-        for name, value in sorted(prompt.media.items()):
-            whole.update(f"{prompt.id} {name} {value.dtype.str} {list(value.shape)}\n".encode())
-            whole.update(np.ascontiguousarray(value).data)
-    return whole.hexdigest()
 
 
 def _with_media(
