@@ -70,7 +70,8 @@ Recipes = Annotated[
 ]
 Rungs = Annotated[list[str] | None, typer.Option("--rung", help="Only this rung; repeatable.")]
 Prompts = Annotated[
-    str | None, typer.Option("--prompts", help="Prompt set: short, long, regimes, tasks, speech, or a .jsonl file.")
+    str | None,
+    typer.Option("--prompts", help="Prompt set: short, long, regimes, tasks, speech, pictures, or a .jsonl file."),
 ]
 Prefill = Annotated[
     list[int] | None, typer.Option("--prefill", min=1, help="Length of a prefill signature; repeatable.")
@@ -198,7 +199,7 @@ def convert(
         weights,
         output,
         recipe=recipe,
-        prefill_lengths=tuple(prefill or export.PREFILL_LENGTHS),
+        prefill_lengths=tuple(prefill or ()),
         cache_length=kv_cache,
         prefill_logits=verification,
         reporter=_reporter(),

@@ -77,6 +77,27 @@ def _encoder_decoder(config: EncoderDecoderConfig, media: Tensors) -> SessionInp
     return SessionInputs(calls=(call,), prefill=None, constant={"encoder_rows": rows})
 
 
+def shipped_sessions(config: ModelConfig, length: int, samples: int) -> tuple[SessionInputs, ...]:
+    """What a file is made for that is to be used on anything: sessions that between them call every entry point.
+
+    ``length`` is of the longest prompt, or source of text; ``samples`` of the longest sound, for a model that hears.
+    """
+    match config:
+        case DecoderConfig():
+            return (SessionInputs(),)
+        case EncoderDecoderConfig():
+            audio = {"input_values": np.zeros((1, samples), np.float32)}
+            return (_encoder_decoder(config, audio if config.stem else {"input_ids": np.zeros((1, length), np.int64)}),)
+        case VisionLanguageConfig():
+            vision = config.vision
+            pixels = np.zeros((1, vision.channels, vision.image_size, vision.image_size), np.float32)
+            until = max(length, vision.rows)
+            return (
+                _vision_language(config, [0], {}, until),
+                _vision_language(config, [config.image_token] * vision.rows, {"pixel_values": pixels}, until),
+            )
+
+
 def image_lengths(config: VisionLanguageConfig, media: Tensors) -> list[int]:
     """How many rows, hence image tokens, each picture of a prompt becomes."""
     return [config.vision.rows] * len(media["pixel_values"])

@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from models.authoring.config import EncoderDecoderConfig, ModelConfig
 from models.authoring.hf_config import HFConfig
-from models.authoring.session import SessionInputs, session_inputs
+from models.authoring.session import shipped_sessions
 from models.registry import Model
 from parity import isolated
 from parity.convert.plain import Export, FloatFile, convert, file_name, rope_facts
@@ -25,7 +23,7 @@ from parity.media.sounds import MOST_SECONDS, RATE
 from parity.progress import Reporter
 from parity.weights import kind_of, resolve
 
-#: Prefill signatures of a shipped file unless told otherwise.
+#: Prefill signatures of a shipped file unless told otherwise; longer by a picture where a prompt goes in whole.
 PREFILL_LENGTHS = (64, 128)
 #: Cache slots unless told otherwise, if the model knows so many positions.
 CACHE_LENGTH = 1280
@@ -69,7 +67,9 @@ def to_file(
     expected = model.family.config_from(HFConfig(model.preset.values(tiny=weights == "tiny"), model.name))
     cache_length = cache_length or min(CACHE_LENGTH, expected.max_positions)
     seconds = _audio_seconds(expected, audio_seconds)
-    export = Export(prefill_lengths=prefill_lengths, cache_length=cache_length, prefill_logits=prefill_logits)
+    export = Export(
+        prefill_lengths=prefill_lengths or PREFILL_LENGTHS, cache_length=cache_length, prefill_logits=prefill_logits
+    )
     chosen = get_recipe(recipe) if recipe else None
     name = Path(weights).resolve().name if kind_of(weights) == "path" else model.name
     called = f"{name}_{seconds:g}s" if seconds else name
@@ -83,8 +83,7 @@ def to_file(
     if cache_length > config.max_positions:
         known = config.max_positions
         raise UsageError(f"--kv-cache {cache_length} is more than the {known} positions {name} knows; lower it")
-    if seconds:
-        export = replace(export, sessions=(_hearing(config, seconds),))
+    export = _for_any_session(export, config, samples=round((seconds or 0) * RATE), asked=bool(prefill_lengths))
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=destination.parent) as scratch:
         made = Path(scratch) / "float.tflite"
         with reporter.step("converting") as progress:
@@ -119,9 +118,27 @@ def _audio_seconds(config: ModelConfig, asked: float | None) -> float | None:
     return seconds
 
 
-def _hearing(config: ModelConfig, seconds: float) -> SessionInputs:
-    """A session with audio of that length."""
-    return session_inputs(config, (), {"input_values": np.zeros((1, round(seconds * RATE)), np.float32)}, 0)
+def _for_any_session(export: Export, config: ModelConfig, *, samples: int, asked: bool) -> Export:
+    """The export with every entry point, and with prefills that hold a picture and words where prompts go in whole.
+
+    Such a prompt cannot leave its last token to ``decode``, whose logits the others would not have seen: its prefill
+    has logits.
+
+    Raises:
+        UsageError: no prefill that was asked for holds a picture.
+    """
+    export = replace(export, sessions=shipped_sessions(config, max(export.prefill_lengths), samples))
+    if not any(session.whole for session in export.sessions):
+        return export
+    rows = max(sum(call.rows for call in session.calls) for session in export.sessions)
+    if not asked:
+        lengths = tuple(length + rows for length in export.prefill_lengths)
+        return replace(export, prefill_lengths=lengths, prefill_logits=True)
+    if max(export.prefill_lengths) <= rows:
+        raise UsageError(
+            f"--prefill {max(export.prefill_lengths)} has no room for a picture, which takes {rows} tokens"
+        )
+    return replace(export, prefill_logits=True)
 
 
 def _is_folder(output: Path) -> bool:
