@@ -68,6 +68,14 @@ Recipes = Annotated[
         "--recipe", help="Quantization recipe; repeatable; all for all six.", autocompletion=_complete_recipes
     ),
 ]
+EncoderRecipe = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder-recipe",
+        help="Quantize what only the encoder reads by this recipe instead.",
+        autocompletion=_complete_recipes,
+    ),
+]
 Rungs = Annotated[list[str] | None, typer.Option("--rung", help="Only this rung; repeatable.")]
 Prompts = Annotated[
     str | None,
@@ -120,6 +128,7 @@ def check(
     names: Models,
     weights: WeightsOption = "tiny",
     recipe: Recipes = None,
+    encoder_recipe: EncoderRecipe = None,
     rung: Rungs = None,
     prompts: Prompts = None,
     prefill: Prefill = None,
@@ -148,6 +157,7 @@ def check(
             prompts=prompts,
             rungs=rung or (),
             recipes=_expand(recipe),
+            encoder_recipe=encoder_recipe,
             prefill_lengths=prefill or (),
             cache_length=kv_cache,
             golden=store if golden else None,
@@ -177,6 +187,7 @@ def convert(
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, or a folder to name it in.")],
     weights: WeightsOption = "tiny",
     recipe: Annotated[str | None, typer.Option("--recipe", autocompletion=_complete_recipes)] = None,
+    encoder_recipe: EncoderRecipe = None,
     prefill: Prefill = None,
     kv_cache: Annotated[
         int | None,
@@ -199,6 +210,7 @@ def convert(
         weights,
         output,
         recipe=recipe,
+        encoder_recipe=encoder_recipe,
         prefill_lengths=tuple(prefill or ()),
         cache_length=kv_cache,
         prefill_logits=verification,

@@ -22,7 +22,7 @@ from parity.convert.plain import (
     rope_facts,
 )
 from parity.convert.quantize import quantize, summarize
-from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe
+from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe, with_encoder
 from parity.errors import ParityError, PromptError, UsageError
 from parity.files import sha256_of
 from parity.inputs import Inputs
@@ -53,20 +53,23 @@ class Plan:
     recipes: tuple[Recipe, ...]
 
     @classmethod
-    def of(cls, rungs: Sequence[str], recipes: Sequence[str]) -> Plan:
+    def of(cls, rungs: Sequence[str], recipes: Sequence[str], encoder_recipe: str | None = None) -> Plan:
         """The rungs named, or by default re-authored, float, and the recipes asked for (one unless told otherwise).
+
+        Every recipe leaves what only encoders read to ``encoder_recipe``, if there is one.
 
         Raises:
             UsageError: a name that is neither a rung nor a recipe.
         """
         if not rungs:
-            return cls(True, True, tuple(get_recipe(name) for name in dict.fromkeys(recipes or (DEFAULT_RECIPE,))))
+            chosen = tuple(get_recipe(name) for name in dict.fromkeys(recipes or (DEFAULT_RECIPE,)))
+            return cls(True, True, tuple(with_encoder(recipe, encoder_recipe) for recipe in chosen))
         named = [rung for rung in rungs if rung not in (*ORIGINALS, "reauthored", "float")]
         try:
             extra = tuple(get_recipe(name) for name in dict.fromkeys([*named, *recipes]))
         except UsageError as error:
             raise UsageError(f"{error}; rungs are reauthored, float, or a recipe") from None
-        plan = cls("reauthored" in rungs, "float" in rungs, extra)
+        plan = cls("reauthored" in rungs, "float" in rungs, tuple(with_encoder(each, encoder_recipe) for each in extra))
         if not plan.rungs:
             raise UsageError("the original alone is compared to nothing; name another --rung")
         return plan
@@ -205,6 +208,7 @@ class Ladder:
                 "signatures": files[0].signatures,
                 "quantize_seconds": sum(finished.seconds for finished in done),
                 **summarize(done[0].value),
+                **({"encoder_recipe": recipe.encoder.name} if recipe.encoder else {}),
             }
             return self._try_files(recipe.name, made, facts)
         except (ParityError, ModelError) as error:

@@ -16,8 +16,18 @@ from models.errors import ModelError, UnknownModelError
 from models.registry import Model
 from parity import environment, isolated
 from parity.compare.generation import compare_generation
-from parity.compare.limits import limits_for
-from parity.compare.verdict import Edge, NoiseFloor, Verdict, blaming_the_encoder, judge, measure, with_generation
+from parity.compare.limits import Limit, limits_for
+from parity.compare.verdict import (
+    ENCODER,
+    Edge,
+    NoiseFloor,
+    Output,
+    Verdict,
+    blaming_the_encoder,
+    judge,
+    measure,
+    with_generation,
+)
 from parity.convert.recipes import weight_bits
 from parity.errors import GoldenError, ParityError, UsageError
 from parity.golden import GoldenStore, Recording, Reference
@@ -47,6 +57,7 @@ class Request:
     prompts: str | None = None
     rungs: Sequence[str] = ()
     recipes: Sequence[str] = ()
+    encoder_recipe: str | None = None
     prefill_lengths: Sequence[int] = ()
     cache_length: int | None = None
     golden: GoldenStore | None = None
@@ -55,7 +66,11 @@ class Request:
     prompt_set: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "plan", Plan.of(self.rungs, self.recipes))
+        if self.encoder_recipe and not self.model.encodes:
+            raise UsageError(
+                f"--encoder-recipe is for models with an encoder, {self.model.name} has none; leave it out"
+            )
+        object.__setattr__(self, "plan", Plan.of(self.rungs, self.recipes, self.encoder_recipe))
         default = self.model.prompts(tiny=self.weights == "tiny")
         object.__setattr__(self, "prompt_set", self.prompts or default)
 
@@ -258,15 +273,22 @@ class _Findings:
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
         measured = measure(reference.trace, recorded.trace, reference.floor, inputs)
-        bits = next((weight_bits(recipe) for recipe in self.request.plan.recipes if recipe.name == rung.name), None)
         generation = compare_generation(rung.name, reference.trace, recorded.trace, measured["logits"]["max_abs"])
         edges = [
-            judge(reference.name, rung.name, metrics, limits_for(rung.name, bits, output), output)
+            judge(reference.name, rung.name, metrics, self._limits(rung.name, output), output)
             for output, metrics in measured.items()
         ]
         edges[-1] = with_generation(edges[-1], generation)
         self.edges += blaming_the_encoder(edges)
         self.generation.append(asdict(generation))
+
+    def _limits(self, rung: str, output: Output) -> tuple[Limit, ...]:
+        """Those of the rung's recipe, or of the one that its encoder has instead."""
+        recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung), None)
+        if recipe is None:
+            return limits_for(rung, output=output)
+        by = recipe.encoder if recipe.encoder and output == ENCODER else recipe
+        return limits_for(by.name, weight_bits(by), output)
 
     def _error(self, name: str, cause: str | None) -> None:
         self.edges.append(Edge(reference=self.reference, candidate=name, verdict=Verdict.ERROR, cause=cause))

@@ -16,7 +16,7 @@ from models.registry import Model
 from parity import isolated
 from parity.convert.plain import Export, FloatFile, convert, file_name, rope_facts
 from parity.convert.quantize import quantize, summarize
-from parity.convert.recipes import Recipe, get_recipe
+from parity.convert.recipes import Recipe, get_recipe, with_encoder
 from parity.errors import UsageError
 from parity.files import whole_file, writable
 from parity.media.sounds import MOST_SECONDS, RATE
@@ -29,6 +29,10 @@ PREFILL_LENGTHS = (64, 128)
 CACHE_LENGTH = 1280
 #: The longest audio unless told otherwise.
 AUDIO_SECONDS = 10.0
+
+
+#: Tensors that there are one or two of for each layer.
+_FOLDED = ("kv_cache_", "cross_")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def to_file(
     output: Path,
     *,
     recipe: str | None,
+    encoder_recipe: str | None = None,
     prefill_lengths: tuple[int, ...],
     cache_length: int | None,
     prefill_logits: bool,
@@ -70,7 +75,9 @@ def to_file(
     export = Export(
         prefill_lengths=prefill_lengths or PREFILL_LENGTHS, cache_length=cache_length, prefill_logits=prefill_logits
     )
-    chosen = get_recipe(recipe) if recipe else None
+    if encoder_recipe and not recipe:
+        raise UsageError("--encoder-recipe goes with a --recipe for the rest; name both")
+    chosen = with_encoder(get_recipe(recipe), encoder_recipe) if recipe else None
     name = Path(weights).resolve().name if kind_of(weights) == "path" else model.name
     called = f"{name}_{seconds:g}s" if seconds else name
     file = file_name(called, chosen.suffix if chosen else "f32", export)
@@ -155,7 +162,7 @@ def _quantized(source: FloatFile, recipe: Recipe, reporter: Reporter) -> tuple[P
 
 
 def _signatures(path: Path, progress: isolated.Progress) -> dict[str, str]:
-    """Each signature's inputs and outputs with their shapes, the cache folded into one word."""
+    """Each signature's inputs and outputs with their shapes, those of every layer folded into one word."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path))
@@ -166,8 +173,13 @@ def _signatures(path: Path, progress: isolated.Progress) -> dict[str, str]:
         sides = []
         for details in (runner.get_input_details(), runner.get_output_details()):
             shapes = {key: list(map(int, value["shape"])) for key, value in details.items()}
-            plain = [f"{key} {shape}" for key, shape in shapes.items() if not key.startswith("kv_cache_")]
-            caches = sum(key.startswith("kv_cache_") for key in shapes)
-            sides.append(", ".join([*sorted(plain, reverse=True), f"{caches} cache tensors"]))
+            plain = sorted(
+                (f"{key} {shape}" for key, shape in shapes.items() if not key.startswith(_FOLDED)), reverse=True
+            )
+            counts = {prefix: sum(key.startswith(prefix) for key in shapes) for prefix in _FOLDED}
+            folded = [
+                f"{count} {prefix.strip('_').replace('kv_', '')} tensors" for prefix, count in counts.items() if count
+            ]
+            sides.append(", ".join([*plain, *folded]))
         described[name] = f"{sides[0]} -> {sides[1]}"
     return described

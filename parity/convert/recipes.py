@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,14 @@ def get_recipe(name: str) -> Recipe:
     near = difflib.get_close_matches(name, [*RECIPES, *dir(library)], n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
     raise UsageError(f"no recipe is called {name!r}; {hint}")
+
+
+def with_encoder(recipe: Recipe, encoder: str | None) -> Recipe:
+    """The recipe with another one for what only encoders read."""
+    if encoder is None:
+        return recipe
+    found = get_recipe(encoder)
+    return replace(recipe, encoder=found, suffix=f"{recipe.suffix}_encoder_{found.suffix}")
 
 
 def entries(recipe: Recipe) -> list[dict[str, Any]]:

@@ -326,10 +326,17 @@ def generated(report: Report) -> list[Generated]:
 
 
 def remarks(report: Report) -> list[tuple[str, str]]:
-    """What one must know of how a run came about, each under a word: where the original is from, frequencies."""
+    """What one must know of how a run came about, each under a word: the original, frequencies, the encoder."""
     notes = dict.fromkeys(shown(rung.artifact["note"]) for rung in report.rungs if rung.artifact.get("note"))
     regimes = _rope_regimes(report)
-    return [*(("original", note) for note in notes), *([("frequencies", regimes)] if regimes else [])]
+    encoders = dict.fromkeys(
+        shown(rung.artifact["encoder_recipe"]) for rung in report.rungs if rung.artifact.get("encoder_recipe")
+    )
+    return [
+        *(("original", note) for note in notes),
+        *([("frequencies", regimes)] if regimes else []),
+        *(("encoder", f"what only the encoder reads is quantized by {name}") for name in encoders),
+    ]
 
 
 def _rope_regimes(report: Report) -> str:
