@@ -68,6 +68,8 @@ PUBLISHED_TENSORS = {
     "openelm-450m": 8 * 20 + 2,
     "openelm-1.1b": 8 * 28 + 2,
     "openelm-3b": 8 * 36 + 2,
+    "paligemma-3b-224": 603,
+    "paligemma-2-3b-224": 727,
     "t5-small": 131,
     "t5-base": 257,
     "moonshine-tiny": 160,
@@ -149,19 +151,24 @@ def test_inverse_then_map_is_the_identity(model: registry.Model) -> None:
 
 @EVERY_PRESET
 def test_layout_is_the_original_models(model: registry.Model, openelm_lists: Lists) -> None:
-    """Names and shapes are those of the model that transformers builds, or those published where it has none."""
+    """Names and shapes are those of the model that transformers builds, or those published where it has none.
+
+    Where its modules are called otherwise than the published tensors, that is a layout of the family's too.
+    """
     values = model.preset.values(tiny=True)
     theirs = openelm_shapes(values, openelm_lists(values)) if model.family.name == "openelm" else shapes(values)
-    ours = {name: tuple(tensor.shape) for name, tensor in original_layout(empty(model), table_of(model)).items()}
+    table = model.family.weight_map_of(config_of(model), theirs)
+    ours = {name: tuple(tensor.shape) for name, tensor in original_layout(empty(model), table).items()}
     assert ours == theirs
 
 
 def shapes(values: Mapping[str, Any]) -> Shapes:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+    import transformers
 
-    config = AutoConfig.for_model(**deepcopy(dict(values)))  # which completes the objects inside it
-    encoding = {"t5": AutoModelForSeq2SeqLM, "moonshine": AutoModelForSpeechSeq2Seq}
-    kind = encoding.get(config.model_type, AutoModelForCausalLM)
+    config = transformers.AutoConfig.for_model(**deepcopy(dict(values)))  # which completes the objects inside it
+    kinds = {"t5": "Seq2SeqLM", "moonshine": "SpeechSeq2Seq"}
+    pictured = "ImageTextToText" if hasattr(config, "vision_config") else "CausalLM"
+    kind = getattr(transformers, f"AutoModelFor{kinds.get(config.model_type, pictured)}")
     with torch.device("meta"):
         original = kind.from_config(config)
     return {name: tuple(parameter.shape) for name, parameter in original.named_parameters()}
