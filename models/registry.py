@@ -20,6 +20,7 @@ FAMILIES = {
     "openelm": "models.openelm",
     "t5": "models.t5",
     "paligemma": "models.paligemma",
+    "qwen2_5_vl": "models.qwen_vl",
 }
 
 

@@ -6,13 +6,21 @@ and an exported file as an engine would drive it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig, VisionLanguageConfig
+from models.authoring.config import (
+    DecoderConfig,
+    EncoderDecoderConfig,
+    ModelConfig,
+    SiglipConfig,
+    VisionLanguageConfig,
+    WindowedVisionConfig,
+)
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -69,17 +77,74 @@ def _encoder_decoder(media: Tensors) -> SessionInputs:
     return SessionInputs(calls=(call,), prefill=None, constant={"encoder_rows": rows})
 
 
+def grid_of(entry: str) -> tuple[int, ...] | None:
+    """The grid that an encoder's entry point is for: none for ``encode``, two numbers for ``encode_{down}x{across}``.
+
+    ``None`` where the entry point is no encoder's.
+    """
+    kind, _, grid = entry.partition("_")
+    return tuple(map(int, filter(None, grid.split("x")))) if kind == "encode" else None
+
+
 def image_lengths(config: VisionLanguageConfig, media: Tensors) -> list[int]:
     """How many rows, hence image tokens, each picture of a prompt becomes."""
-    return [config.vision.rows] * len(media["pixel_values"])
+    return [call.rows for call in _pictures(config.vision, media)]
+
+
+def _pictures(config: SiglipConfig | WindowedVisionConfig, media: Tensors) -> tuple[EncoderCall, ...]:
+    """One call for each picture."""
+    pixels = media.get("pixel_values", np.empty(0)).astype(np.float32)
+    match config:
+        case SiglipConfig():
+            return tuple(
+                EncoderCall("encode", {"pixel_values": pixels[i : i + 1]}, config.rows) for i in range(len(pixels))
+            )
+        case WindowedVisionConfig():
+            grids = _grids(media)
+            ends = np.cumsum([down * across for down, across in grids])
+            return tuple(
+                EncoderCall(
+                    f"encode_{down}x{across}",
+                    {"pixel_values": pixels[end - down * across : end]},
+                    math.prod(config.rows((down, across))),
+                )
+                for (down, across), end in zip(grids, ends, strict=True)
+            )
+
+
+def _grids(media: Tensors) -> list[tuple[int, int]]:
+    """Patches down and across of each picture; the time of a still picture is one slot."""
+    return [(int(down), int(across)) for _, down, across in media.get("image_grid_thw", np.empty((0, 3)))]
+
+
+def axial_positions(
+    tokens: Sequence[int], image_token: int, frames: Sequence[tuple[int, int]], until: int
+) -> NDArray[np.int32]:
+    """Positions in time, down and across for a session of ``until`` tokens ``[3, until]``.
+
+    Text goes on by one on all axes. The rows of a picture, ``frames`` of them down and across, stand still in time and
+    go on down and across from where the text before them ended; the text after them begins beyond the longer side.
+    """
+    positions = np.empty((3, until), np.int32)
+    index = position = 0
+    for down, across in frames:
+        begin = tokens.index(image_token, index)
+        positions[:, index:begin] = np.arange(position, position + begin - index)
+        position += begin - index
+        index = begin + down * across
+        positions[:, begin:index] = position + np.indices((1, down, across)).reshape(3, -1)
+        position += max(down, across)
+    positions[:, index:] = np.arange(position, position + until - index)
+    return positions
 
 
 def _vision_language(config: VisionLanguageConfig, tokens: Sequence[int], media: Tensors, until: int) -> SessionInputs:
     """Each picture is encoded once; its rows take the places of its image tokens, in order."""
-    pixels = media.get("pixel_values", np.empty(0)).astype(np.float32)
-    calls = tuple(
-        EncoderCall("encode", {"pixel_values": pixels[i : i + 1]}, config.vision.rows) for i in range(len(pixels))
-    )
+    calls = _pictures(config.vision, media)
+    given: dict[str, NDArray[np.int32]] = {}
+    if isinstance(config.vision, WindowedVisionConfig):
+        frames = [config.vision.rows(grid) for grid in _grids(media)]
+        given["rope_pos"] = axial_positions(tokens, config.image_token, frames, until)
     rows = np.full(until, -1, np.int32)
     places = np.flatnonzero(np.asarray(tokens) == config.image_token)
     rows[places] = np.arange(len(places))
@@ -88,6 +153,6 @@ def _vision_language(config: VisionLanguageConfig, tokens: Sequence[int], media:
         calls=calls,
         prefill="prefill_pixel" if calls else "prefill",
         whole=config.bidirectional_prefix,
-        per_position={"image_rows": rows} if calls else {},
+        per_position={**given, "image_rows": rows} if calls else given,
         constant=prefix,
     )
