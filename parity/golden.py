@@ -161,11 +161,13 @@ class GoldenStore:
 
 def identity(weights: Weights, inputs: Inputs) -> dict[str, str]:
     """Hashes of everything that decides what the original computes on these inputs."""
+    media = inputs.media_sha256
     return {
         "weights": weights.sha256,
         "config": sha256_of([weights.folder / "config.json"]),
         "tokenizer": inputs.tokenizer_sha256,
         "prompts": inputs.sha256,
+        **({"media": media} if media else {}),
     }
 
 

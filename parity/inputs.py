@@ -1,14 +1,16 @@
 """Prompt sets, their tokens and what goes with them. The only place that reads text and tokenizes it.
 
 A set is a JSON Lines file; every line is an object with ``id``, ``text``, ``continuation`` and optionally
-``prompt_tokens`` (keep only the first so many). The continuation is forced on every rung token by token.
+``prompt_tokens`` (keep only the first so many) or ``images`` (pictures by name, or files relative to the set's), one
+for every ``<image>`` in the text. The text is all there is: a line break that a model was trained to see at the end of
+a prompt is written there. The continuation is forced on every rung token by token.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from models.authoring.config import EncoderDecoderConfig, ModelConfig
+from models.authoring.config import EncoderDecoderConfig, ModelConfig, VisionLanguageConfig
 from models.authoring.session import Tensors, session_inputs
 from parity import isolated
 from parity.errors import PromptError, UsageError
@@ -42,6 +44,7 @@ class Prompt:
     text: str
     continuation: str
     prompt_tokens: int | None = None
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,20 @@ class Inputs:
         """Compared positions of the whole set."""
         return sum(prompt.positions for prompt in self.prompts)
 
+    @property
+    def media_sha256(self) -> str | None:
+        """Of what was read from pictures (numbers; ids follow from prompts and tokenizer), if anything was."""
+        digest = hashlib.sha256()
+        values = [
+            value
+            for prompt in self.prompts
+            for value in prompt.media.values()
+            if np.issubdtype(value.dtype, np.floating)
+        ]
+        for value in values:
+            digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+        return digest.hexdigest() if values else None
+
 
 def read_prompts(name: str) -> PromptSet:
     """A set of the project by name, or any ``.jsonl`` file by path.
@@ -135,7 +152,11 @@ def _prompt(record: dict[str, Any]) -> Prompt:
         raise TypeError("id, text and continuation are strings")
     if prompt.prompt_tokens is not None and (not isinstance(prompt.prompt_tokens, int) or prompt.prompt_tokens < 1):
         raise ValueError("prompt_tokens is a positive integer")
-    return prompt
+    if not isinstance(prompt.images, (list, tuple)) or not all(isinstance(name, str) for name in prompt.images):
+        raise TypeError("images is a list of names")
+    if prompt.images and prompt.prompt_tokens is not None:
+        raise ValueError("a prompt with images is not cut to prompt_tokens")
+    return replace(prompt, images=tuple(prompt.images))
 
 
 def tokenize(prompts: PromptSet, folder: Path, config: ModelConfig, continuation: int = CONTINUATION_TOKENS) -> Inputs:
@@ -158,6 +179,7 @@ def _tokenize(
     from transformers import AutoTokenizer
 
     from parity.files import sha256_of
+    from parity.media.images import ImageReader, with_images
 
     if not tokenizer_files(folder):
         raise PromptError(f"{folder} has no tokenizer; copy the tokenizer files of the original into it")
@@ -167,10 +189,18 @@ def _tokenize(
         raise PromptError(
             f"the tokenizer in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"
         ) from None
+    images = ImageReader(folder, config) if isinstance(config, VisionLanguageConfig) else None
     tokenized = []
     for number, prompt in enumerate(prompts.prompts):
         progress(number, len(prompts.prompts))
-        ids = tokenizer(prompt.text).input_ids[: prompt.prompt_tokens]
+        media: Tensors = {}
+        if images:
+            media = images.read(prompt.id, prompt.images, Path(prompts.source).parent)
+            ids = with_images(prompt.id, prompt.text, tokenizer, images.config, media)[: prompt.prompt_tokens]
+        elif prompt.images:
+            raise PromptError(f"prompt {prompt.id} has images, which the model cannot see; choose other prompts")
+        else:
+            ids = tokenizer(prompt.text).input_ids[: prompt.prompt_tokens]
         continuation = tokenizer(prompt.continuation, add_special_tokens=False).input_ids[:forced]
         if not ids:
             raise PromptError(f"prompt {prompt.id} has no tokens; give it some text")
@@ -184,13 +214,14 @@ def _tokenize(
                 f"the tokenizer in {folder} emits id {worst} for prompt {prompt.id}, the model has {config.vocab_size} "
                 "rows; the tokenizer belongs to another model"
             )
-        tokenized.append(_with_media(prompt.id, ids, continuation, config))
+        tokenized.append(_with_media(prompt.id, ids, continuation, config, media))
     return Inputs(prompts.name, prompts.source, prompts.sha256, sha256_of(tokenizer_files(folder)), tuple(tokenized))
 
 
-def _with_media(name: str, ids: list[int], continuation: list[int], config: ModelConfig) -> TokenizedPrompt:
+def _with_media(
+    name: str, ids: list[int], continuation: list[int], config: ModelConfig, media: Tensors
+) -> TokenizedPrompt:
     """Where the text goes: into the language model, or into an encoder while the decoder begins with a fixed token."""
-    media: Tensors = {}
     if isinstance(config, EncoderDecoderConfig):
         ids, media = [config.decoder_start], {"input_ids": np.asarray([ids], np.int64)}
     calls = session_inputs(config, ids, media, len(ids)).calls

@@ -39,6 +39,8 @@ from parity.weights.published import published
 SMALL_BYTES = 64_000_000
 
 ORIGINALS = ("original64", "original")
+#: What the prefill of prompts that cannot be cut is rounded up to.
+PREFILL_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -256,9 +258,14 @@ def fit(
     sessions = tuple(
         session_inputs(config, prompt.prompt, prompt.media, prompt.until(generate)) for prompt in inputs.prompts
     )
-    return tuple(
-        Export(prefill_lengths=tuple(prefill_lengths), cache_length=length, sessions=sessions) for length in lengths
+    prefills = tuple(prefill_lengths)
+    # A prompt that goes in one call needs a prefill that holds it; a length rounded up pads most of them.
+    longest = max(
+        (len(p.prompt) for p, session in zip(inputs.prompts, sessions, strict=True) if session.whole), default=0
     )
+    if longest > max(prefills, default=0):
+        prefills += (min(default_cache_length(longest, PREFILL_MULTIPLE), max(lengths)),)
+    return tuple(Export(prefill_lengths=prefills, cache_length=length, sessions=sessions) for length in lengths)
 
 
 def _cache_lengths(boundary: int | None, inputs: Inputs, cache_length: int | None, generate: int) -> list[int]:

@@ -9,7 +9,7 @@ over embeddings would need a copy of it on the host.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.authoring.config import SiglipConfig, VisionLanguageConfig, WindowedVisionConfig
 from models.authoring.decoder import DecoderOnlyModel
@@ -21,7 +21,7 @@ from models.authoring.windowed_vision import WindowedTower
 
 
 class VisionLanguageModel(Model):
-    """``encode`` for each picture; ``prefill_pixel`` for a prompt with pictures, ``prefill`` for one without; ``decode``.
+    """``encode`` for a picture; ``prefill_pixel`` for a prompt with pictures, ``prefill`` for one without; ``decode``.
 
     A tower for pictures of any grid has an ``encode_{down}x{across}`` for each. Beside the names that all models share:
     ``pixel_values`` float, one picture, ``[1, C, height, width]`` or for a grid ``[patches, values]``;

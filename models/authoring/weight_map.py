@@ -60,7 +60,8 @@ class Operation(ABC):
 
     def renamed(self, source: Callable[[str], str], target: Callable[[str], str]) -> Self:
         """This row with other names for the checkpoint's tensors and for the parameters: a part of a larger model."""
-        return self._with_names(self.source_fields, source)._with_names(self.target_fields, target)
+        row = self._with_names(self.source_fields, source)
+        return row._with_names(self.target_fields, target)  # noqa: SLF001  (of its own kind)
 
     def _with_names(self, among: Iterable[str], change: Callable[[str], str]) -> Self:
         def changed(value: object) -> object:
@@ -114,7 +115,7 @@ class Transpose(_OneToOne):
 
 @dataclass(frozen=True)
 class Flatten(_OneToOne):
-    """A tensor of ``shape`` as a matrix of its first axis by all the others in order: a convolution of whole patches."""
+    """A tensor of ``shape`` as a matrix, its first axis by all the others in order: a convolution of whole patches."""
 
     shape: tuple[int, ...]
 

@@ -21,13 +21,10 @@ class PatchEmbedding(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """``[B, C, height, width]`` -> ``[B, patches, D]``; a patch is C planes of pixels, as the matrix has them."""
         batch, channels, height, width = pixels.shape
-        across, down = width // self.patch, height // self.patch
-        planes = pixels.reshape(batch * channels, down, self.patch, across, self.patch)
-        if batch == 1:  # five axes; the runtime's kernels are slow or missing beyond
-            patches = planes.permute(1, 3, 0, 2, 4)
-        else:
-            patches = planes.unflatten(0, (batch, channels)).permute(0, 2, 4, 1, 3, 5)
-        projected: Tensor = self.projection(patches.reshape(batch, down * across, -1))
+        down, across = height // self.patch, width // self.patch
+        planes = pixels.reshape(batch, channels, down, self.patch, across, self.patch)
+        patches = planes.permute(0, 2, 4, 1, 3, 5).reshape(batch, down * across, -1)
+        projected: Tensor = self.projection(patches)
         return projected
 
 

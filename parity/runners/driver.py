@@ -54,7 +54,8 @@ def plan_chunks(tokens: int, lengths: Sequence[int], cache_length: int, *, whole
     """How a prompt is fed through signatures of fixed ``lengths`` (decode, length 1, is always there).
 
     Each step takes the shortest signature that holds the rest, or the longest when none does. A chunk whose padding
-    would run past the cache is not allowed: the runtime would silently move the whole slice back over earlier tokens. A ``whole`` prompt is not cut.
+    would run past the cache is not allowed: the runtime would silently move the whole slice back over earlier tokens. A
+    ``whole`` prompt is not cut.
 
     Raises:
         RungError: it does not fit the cache, or no signature holds it whole.

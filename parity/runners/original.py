@@ -122,10 +122,10 @@ class OriginalSession:
         logits: Logits = self._run([token])[0]
         return logits
 
-    def _run(self, tokens: Sequence[int]) -> Logits:
+    def _run(self, tokens: Sequence[int], **given: Any) -> Logits:
         import torch
 
-        output = self.model(torch.tensor([tokens]), past_key_values=self.cache, use_cache=True)
+        output = self.model(torch.tensor([tokens]), past_key_values=self.cache, use_cache=True, **given)
         self.cache = output.past_key_values
         logits: Logits = output.logits[0].numpy()
         return logits
@@ -166,8 +166,26 @@ class EncoderDecoderOriginal:
         return logits
 
 
+class ImageTextOriginal(OriginalSession):
+    """A causal language model that is shown pictures along with the prompt."""
+
+    def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002  (its cache grows as it must)
+        import torch
+
+        given = {name: torch.tensor(value) for name, value in prompt.media.items()}
+        encoded = self.model.get_image_features(**given).pooler_output.flatten(0, 1).numpy() if given else None
+        tokens = torch.tensor([prompt.prompt])
+        # Without a type for every token, prompt as well as picture, the original takes another mask than it was
+        # trained with.
+        given |= {"token_type_ids": torch.zeros_like(tokens), "attention_mask": torch.ones_like(tokens)}
+        self.cache = None
+        return Prefilled(self._run(prompt.prompt, **given), encoded)
+
+
 def session_of(model: Any) -> Session:
     """The session that fits the kind of model."""
+    if hasattr(model, "get_image_features"):
+        return ImageTextOriginal(model)
     return EncoderDecoderOriginal(model) if model.config.is_encoder_decoder else OriginalSession(model)
 
 

@@ -17,7 +17,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from models.authoring.checkpoint import INDEX, SINGLE, STATE_DICT, weight_files
-from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
+from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig, VisionLanguageConfig
 from models.authoring.hf_config import HFConfig
 from models.errors import CheckpointError
 from models.registry import Model
@@ -111,7 +111,8 @@ def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -
     import platformdirs
 
     kind, values = "tiny" if tiny else "synthetic", model.preset.values(tiny=tiny)
-    made_from = json.dumps([values, drawing_version()], sort_keys=True).encode()
+    processor = model.preset.processor_values(tiny=tiny)
+    made_from = json.dumps([values, drawing_version(), processor], sort_keys=True).encode()
     # The name says what it is made from, so that two versions of this project do not undo each other's.
     name = f"{model.name}-{hashlib.sha256(made_from).hexdigest()[:12]}"
     folder = platformdirs.user_cache_path("parity", appauthor=False) / "weights" / kind / name
@@ -165,6 +166,8 @@ def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *,
         index = {drawn.name: name for name, tensors in shards.items() for drawn in tensors}
         (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=1))
     (folder / "config.json").write_text(json.dumps(values, indent=1))
+    if processor := model.preset.processor_values(tiny=tiny):
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
     _copy_tokenizer(folder)
     sha256 = sha256_of(weight_files(folder))
     (folder / "manifest.json").write_text(json.dumps({"companions": _companions(folder), "sha256": sha256}))
@@ -183,6 +186,8 @@ def manner_of(config: ModelConfig) -> Manner:
         case EncoderDecoderConfig():
             attention = config.cross_attention
             return Manner(head_scale=config.head_scale, score_scale=attention.scale * math.sqrt(attention.head_dim))
+        case VisionLanguageConfig():
+            return manner_of(config.text)
 
 
 def _shards(tensors: list[Drawn], itemsize: int) -> dict[str, list[Drawn]]:

@@ -51,6 +51,12 @@ _POST_NORM = re.compile(r"\.(post_attention_layernorm|post_feedforward_layernorm
 #: Values that are looked up or slid over the input, not multiplied with the stream.
 _APART = re.compile(r"\.relative_attention_bias\.")
 _LAYER = re.compile(r"\.(\d+)\.")
+#: A tower for pictures has a stream of its own, which begins with patches and their positions, and which a projector
+#: hands on to the text's.
+_TOWER = re.compile(r"(^|\.)vision_tower\.")
+_PATCHES = re.compile(r"\.patch_embedding\.")
+_POSITIONS = re.compile(r"\.position_embedding\.")
+_PROJECTOR = re.compile(r"(^|\.)multi_modal_projector\.")
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Drawn:
     """A tensor to draw.
 
     ``kind`` is ``apart`` (independent values around ``centre``), ``reader`` (rows listen to the stream, which is the
-    last axis) or ``writer`` (rows are stream channels). ``std`` is of the elements.
+    last axis) or ``writer`` (rows are stream channels, whatever axes come after them). ``std`` is of the elements.
     """
 
     name: str
@@ -88,29 +94,47 @@ class Manner:
 def plan(layout: Mapping[str, tuple[int, ...]], seed: str, manner: Manner) -> list[Drawn]:
     """How every tensor of a checkpoint is drawn, from the published names and shapes."""
     table = next(shape for name, shape in layout.items() if _TABLE.search(name))
-    outliers = _outlier_channels(table[-1], seed)
     # Embeddings that are scaled up must not drown what the blocks write: the model would repeat its input.
     embedded = _logit_std(table[0]) / manner.head_scale / _heard(table[-1]) * manner.embedding_scale
     strength = round(max(1.0, 3 * embedded), 3)
-    return [_planned(name, shape, outliers, strength, manner) for name, shape in layout.items()]
+    return [_planned(name, shape, seed, strength, embedded, manner) for name, shape in layout.items()]
 
 
-def _planned(name: str, shape: tuple[int, ...], outliers: tuple[int, ...], strength: float, manner: Manner) -> Drawn:
-    if name.endswith(".bias"):
-        return Drawn(name, shape, "apart", 0.2)
-    if _APART.search(name):
-        return Drawn(name, shape, "apart", 1.0)
+def _planned(name: str, shape: tuple[int, ...], seed: str, strength: float, embedded: float, manner: Manner) -> Drawn:
+    if drawn := _apart(name, shape) or _of_pictures(name, shape, embedded):
+        return drawn
+    if _TOWER.search(name):  # a plain encoder, whatever the text model is like
+        strength, manner = 1.0, Manner()
     layer = _LAYER.search(name)
     written = strength if layer is None or int(layer[1]) == 0 else strength * LATER_BLOCKS
     if len(shape) == 1:
         gain = written if manner.post_norms and _POST_NORM.search(name) else 1.0
         return Drawn(name, shape, "apart", 0.1 * gain, centre=gain - manner.gain_offset)
     if _WRITES_TO_STREAM.search(name):
+        outliers = _outlier_channels(shape[0], seed)
         return Drawn(name, shape, "writer", written / math.sqrt(shape[-1]), outlier_rows=outliers)
     if _TABLE.search(name):
         return Drawn(name, shape, "reader", _logit_std(shape[0]) / manner.head_scale / _heard(shape[-1]))
     contrast = SCORE_CONTRAST / math.sqrt(manner.score_scale) if _READS_QUERY_OR_KEY.search(name) else 1.0
     return Drawn(name, shape, "reader", contrast / _heard(shape[-1]))
+
+
+def _apart(name: str, shape: tuple[int, ...]) -> Drawn | None:
+    """What is added, or looked up, whatever the stream."""
+    if name.endswith(".bias"):
+        return Drawn(name, shape, "apart", 0.2)
+    return Drawn(name, shape, "apart", 1.0) if _APART.search(name) else None
+
+
+def _of_pictures(name: str, shape: tuple[int, ...], embedded: float) -> Drawn | None:
+    """What makes the tower's stream, and what makes rows of it that are as large as those of words."""
+    if _PATCHES.search(name):
+        return Drawn(name, shape, "writer", 1 / math.sqrt(math.prod(shape[1:])))
+    if _POSITIONS.search(name):
+        return Drawn(name, shape, "reader", 0.5)
+    if _PROJECTOR.search(name):
+        return Drawn(name, shape, "writer", embedded / math.sqrt(shape[-1]))
+    return None
 
 
 def _heard(width: int) -> float:
@@ -154,7 +178,7 @@ def values(drawn: Drawn, seed: str) -> Iterator[NDArray[np.float32]]:
     if drawn.kind == "apart":
         yield _scaled(_integers(noise, 1, math.prod(drawn.shape)), drawn.std)[0] + np.float32(drawn.centre)
         return
-    rows, columns = drawn.shape
+    rows, columns = drawn.shape[0], math.prod(drawn.shape[1:])
     factors = _stream(f"{seed}/{drawn.name}/factors")
     directions = _subspace(rows if drawn.kind == "writer" else columns, seed)
     written = _integers(factors, columns, RANK) if drawn.kind == "writer" else None

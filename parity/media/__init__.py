@@ -1,0 +1,1 @@
+"""Pictures for prompts: drawn by the project, or read from a file."""
