@@ -132,7 +132,7 @@ def check(
     from rich.console import Console
 
     from parity.golden import GoldenStore
-    from parity.pipeline import PREFILL_LENGTHS, Request
+    from parity.pipeline import Request
     from parity.pipeline import check as run
     from parity.report import terminal
     from parity.report.record import overall
@@ -145,7 +145,7 @@ def check(
             prompts=prompts,
             rungs=rung or (),
             recipes=_expand(recipe),
-            prefill_lengths=prefill or PREFILL_LENGTHS,
+            prefill_lengths=prefill or (),
             cache_length=kv_cache,
             golden=store if golden else None,
             remote_code=trust_remote_code,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.authoring.config import ModelConfig
-from models.authoring.session import session_inputs
+from models.authoring.session import SessionInputs, session_inputs
 from models.errors import ModelError
 from models.registry import Model
 from parity import environment, isolated
@@ -39,8 +39,9 @@ from parity.weights.published import published
 SMALL_BYTES = 64_000_000
 
 ORIGINALS = ("original64", "original")
-#: What the prefill of prompts that cannot be cut is rounded up to.
-PREFILL_MULTIPLE = 16
+#: The prefill of a check unless told otherwise. A short one: it cuts most prompts into pieces and pads the last. Where
+#: prompts cannot be cut, the length that holds them all is a multiple of it.
+PREFILL_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -238,8 +239,8 @@ def fit(
     """The exports whose caches hold the prompts and what follows them.
 
     Raises:
-        PromptError: a prompt does not fit the cache, has more positions than the model knows, or lies on both sides of
-            a boundary between frequencies.
+        PromptError: a prompt does not fit the cache, has more positions than the model knows, lies on both sides of a
+            boundary between frequencies, or goes in one call and fits none.
         UsageError: a prefill length that does not fit the cache.
     """
     for prompt in inputs.prompts:
@@ -258,14 +259,25 @@ def fit(
     sessions = tuple(
         session_inputs(config, prompt.prompt, prompt.media, prompt.until(generate)) for prompt in inputs.prompts
     )
-    prefills = tuple(prefill_lengths)
-    # A prompt that goes in one call needs a prefill that holds it; a length rounded up pads most of them.
-    longest = max(
-        (len(p.prompt) for p, session in zip(inputs.prompts, sessions, strict=True) if session.whole), default=0
-    )
-    if longest > max(prefills, default=0):
-        prefills += (min(default_cache_length(longest, PREFILL_MULTIPLE), max(lengths)),)
+    prefills = _prefill_lengths(prefill_lengths, inputs, sessions)
     return tuple(Export(prefill_lengths=prefills, cache_length=length, sessions=sessions) for length in lengths)
+
+
+def _prefill_lengths(asked: Sequence[int], inputs: Inputs, sessions: Sequence[SessionInputs]) -> tuple[int, ...]:
+    """Those asked for, which must hold every prompt that goes in one call; or the default, which does."""
+    whole = {
+        prompt.id: len(prompt.prompt) for prompt, session in zip(inputs.prompts, sessions, strict=True) if session.whole
+    }
+    if not asked:
+        # Rounded up, so that most of them are padded.
+        return (default_cache_length(max(whole.values()), PREFILL_LENGTH),) if whole else (PREFILL_LENGTH,)
+    for name, tokens in whole.items():
+        if tokens > max(asked):
+            raise PromptError(
+                f"prompt {name} has {tokens} tokens that all see each other, so it goes in one call, and the longest "
+                f"--prefill takes {max(asked)}; raise it, or leave it out"
+            )
+    return tuple(asked)
 
 
 def _cache_lengths(boundary: int | None, inputs: Inputs, cache_length: int | None, generate: int) -> list[int]:

@@ -29,8 +29,6 @@ from parity.report.side_by_side import Generated
 from parity.runners.base import Recorded
 from parity.weights import Weights, kind_of, resolve
 
-#: Prefill signatures of a check unless told otherwise. A short one: it cuts most prompts into pieces and pads the last.
-PREFILL_LENGTHS = (16,)
 #: Tokens of free-running generation compared after each prompt.
 GENERATED_TOKENS = 8
 
@@ -39,6 +37,7 @@ GENERATED_TOKENS = 8
 class Request:
     """What to run. ``rungs`` names rungs or recipes; ``golden`` replaces the original by its recording.
 
+    Without ``prefill_lengths`` and ``cache_length`` they follow from the prompts.
     ``remote_code`` lets an original that transformers lacks run the code published with it.
     ``prompt_set`` is the set asked for, or the default: the family's, or the one that shows a tiny model's quirks.
     """
@@ -48,7 +47,7 @@ class Request:
     prompts: str | None = None
     rungs: Sequence[str] = ()
     recipes: Sequence[str] = ()
-    prefill_lengths: Sequence[int] = PREFILL_LENGTHS
+    prefill_lengths: Sequence[int] = ()
     cache_length: int | None = None
     golden: GoldenStore | None = None
     remote_code: bool = False

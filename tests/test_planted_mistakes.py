@@ -21,19 +21,27 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Mistake:
-    """``sound`` stands once in ``file``; ``broken`` is what a careless port would have there."""
+    """``sound`` stands once in ``file``; ``broken`` is what a careless port would have there.
+
+    ``output`` is what fails first: the encoder's rows, where there are any, or the logits.
+    """
 
     what: str
     preset: str
     file: str
     sound: str
     broken: str
+    output: str = "logits"
 
 
 ATTENTION, DECODER, MASK, ROPE = (
     f"models/{file}.py" for file in ("layers/attention", "authoring/decoder", "layers/mask", "layers/rope")
 )
-GEMMA, PHI, OPENELM = (f"models/{file}.py" for file in ("gemma", "phi", "openelm"))
+GEMMA, PHI, OPENELM, PALIGEMMA = (f"models/{file}.py" for file in ("gemma", "phi", "openelm", "paligemma"))
+SIGLIP, VISION, VISION_LANGUAGE, SESSION = (
+    f"models/{file}.py"
+    for file in ("authoring/siglip", "layers/vision", "authoring/vision_language", "authoring/session")
+)
 READER = "models/authoring/hf_config.py"
 
 MISTAKES = (
@@ -67,8 +75,8 @@ MISTAKES = (
         "gemma2 softcap after the mask",
         "gemma-2-2b",
         ATTENTION,
-        "scores = soft_cap(scores, softcap)\n        return ((scores + mask).softmax",
-        "scores = soft_cap(scores + mask, softcap)\n        return (scores.softmax",
+        "scores = soft_cap(scores, softcap)\n        scores = scores if mask is None else scores + mask",
+        "scores = soft_cap(scores + mask, softcap)",
     ),
     Mistake(
         "gemma2 final softcap dropped",
@@ -163,6 +171,74 @@ MISTAKES = (
         "key = key.transpose(1, 2).repeat_interleave(group, dim=1)",
         "key = key.transpose(1, 2).repeat(1, group, 1, 1)",
     ),
+    Mistake(
+        "paligemma causal prefix",
+        "paligemma-3b-224",
+        VISION_LANGUAGE,
+        'prefix = self.config.bidirectional_prefix and name != "decode"',
+        'prefix = self.config.bidirectional_prefix and name == "decode"',
+    ),
+    Mistake(
+        "paligemma rows of pictures scaled like words",
+        "paligemma-3b-224",
+        VISION_LANGUAGE,
+        "placed = encoded[:, rows.clamp(min=0)]",
+        "placed = encoded[:, rows.clamp(min=0)] * encoded.shape[-1] ** 0.5",
+    ),
+    Mistake(
+        "paligemma rows of pictures in the wrong order",
+        "paligemma-2-3b-224",
+        SESSION,
+        "rows[places] = np.arange(len(places))",
+        "rows[places] = np.arange(len(places))[::-1]",
+    ),
+    Mistake(
+        "paligemma2 prefix within the window only",
+        "paligemma-2-3b-224",
+        MASK,
+        "    if prefix is not None:",
+        "    if prefix is not None and window is None:",
+    ),
+    Mistake(
+        "siglip exact gelu",
+        "paligemma-3b-224",
+        PALIGEMMA,
+        'activation=source.activation("hidden_act", "gelu_pytorch_tanh")',
+        'activation="gelu"',
+        "encoder",
+    ),
+    Mistake(
+        "siglip positions off by one",
+        "paligemma-3b-224",
+        SIGLIP,
+        "self.patches(pixels) + self.positions",
+        "self.patches(pixels) + self.positions.roll(1, 0)",
+        "encoder",
+    ),
+    Mistake(
+        "siglip patches column by column",
+        "paligemma-2-3b-224",
+        VISION,
+        "planes.permute(0, 2, 4, 1, 3, 5)",
+        "planes.permute(0, 4, 2, 1, 3, 5)",
+        "encoder",
+    ),
+    Mistake(
+        "siglip colours innermost",
+        "paligemma-3b-224",
+        VISION,
+        "planes.permute(0, 2, 4, 1, 3, 5)",
+        "planes.permute(0, 2, 4, 3, 5, 1)",
+        "encoder",
+    ),
+    Mistake(
+        "siglip scores not scaled",
+        "paligemma-2-3b-224",
+        PALIGEMMA,
+        "scale=head_dim**-0.5",
+        "scale=1.0",
+        "encoder",
+    ),
 )
 
 
@@ -188,26 +264,34 @@ def tree(tmp_path) -> Path:
     return tmp_path / "tree"
 
 
-def check(tree: Path, preset: str) -> tuple[int, dict[str, Any]]:
-    """The exit code and the re-authored edge of a check with the sources of ``tree``."""
+def check(tree: Path, preset: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit code and the re-authored edges, by output, of a check with the sources of ``tree``."""
     report = tree.parent / "report.json"
     done = run(tree, "-m", "parity", "check", preset, "--rung", "reauthored", "--json", report)
     assert "Traceback" not in done.stderr, done.stderr
     assert report.is_file(), done.stderr
-    (edge,) = [edge for edge in json.loads(report.read_text())["edges"] if edge["candidate"] == "reauthored"]
-    return done.returncode, edge
+    edges = [edge for edge in json.loads(report.read_text())["edges"] if edge["candidate"] == "reauthored"]
+    return done.returncode, {edge["output"]: edge for edge in edges}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what)
 def test_a_planted_mistake_fails(tree, mistake) -> None:
-    """Exit code 1, the re-authored edge FAIL, and the cause says by how much it left the limit."""
+    """Exit code 1, the re-authored edge FAIL, and the cause says by how much it left the limit.
+
+    Of an encoder and a decoder the broken one is named: logits that are off because of the encoder say so.
+    """
     path = tree / mistake.file
     source = path.read_text()
     assert source.count(mistake.sound) == 1, "the line to break has changed; break it as it is now"
     path.write_text(source.replace(mistake.sound, mistake.broken))
-    code, edge = check(tree, mistake.preset)
+    code, edges = check(tree, mistake.preset)
+    edge = edges[mistake.output]
     assert edge["verdict"] == "FAIL"
     assert code == 1
+    if mistake.output == "encoder":
+        assert edges["logits"]["first_divergent_stage"] == "encoder"
+    elif "encoder" in edges:
+        assert edges["encoder"]["verdict"] == "PASS"
     assert "floor_ratio" in edge["cause"]
     assert edge["metrics"]["floor_ratio"] > 10 * edge["limits"]["floor_ratio"]
 
@@ -216,6 +300,6 @@ def test_unbroken_copy_passes(tree) -> None:
     """The copy itself changes nothing, and it is the copy that runs: exit code 0, the re-authored edge PASS."""
     found = run(tree, "-c", "import models, parity; print(models.__file__, parity.__file__)")
     assert found.stdout.split() == [str(tree / name / "__init__.py") for name in ("models", "parity")]
-    code, edge = check(tree, "amd-llama-135m")
+    code, edges = check(tree, "amd-llama-135m")
     assert code == 0
-    assert edge["verdict"] == "PASS"
+    assert edges["logits"]["verdict"] == "PASS"
