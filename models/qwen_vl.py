@@ -1,13 +1,14 @@
 """Qwen 2.5-VL: Qwen 2.5 over three axes of positions, and a tower that takes pictures of any grid.
 
-Paper: https://arxiv.org/abs/2502.13923. Original: ``Qwen2_5_VLForConditionalGeneration`` in transformers. Still pictures
-only: video, whose frames would stand on the axis of time, is out of scope, and a prompt that holds its token is refused.
+Paper: https://arxiv.org/abs/2502.13923. Original: ``Qwen2_5_VLForConditionalGeneration`` in transformers. Video, whose
+frames would stand on the axis of time, is out of scope: only still pictures, and a prompt with its token is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from typing import cast
 
 from models import llama
 from models.authoring.config import (
@@ -28,7 +29,7 @@ _NORM = NormConfig(kind="rms", eps=1e-6)
 
 
 def read_config(source: HFConfig) -> VisionLanguageConfig:
-    """``Qwen2_5_VLConfig`` as this project's configuration: the text's keys at the top, or in an object of their own."""
+    """``Qwen2_5_VLConfig`` as this project's configuration; the text's keys are at the top or in an object of theirs."""
     tied = source.take("tie_word_embeddings", bool, False)
     if source.has("text_config"):
         nested = source.nested("text_config", {"qwen2_5_vl_text": {}})
@@ -118,7 +119,7 @@ def weight_map(config: VisionLanguageConfig) -> Iterator[Operation]:
     """Published tensors to parameters: Qwen 2.5's names for the text, the tower's under ``visual``."""
     for operation in llama.weight_map(config.text):
         yield operation.renamed(_same, "text.{}".format)
-    yield from _tower(config.vision)
+    yield from _tower(cast("WindowedVisionConfig", config.vision))  # the reader makes no other
 
 
 def in_memory_weight_map(config: VisionLanguageConfig, _names: Collection[str]) -> Iterator[Operation]:

@@ -250,14 +250,16 @@ class HFConfig:
         elif kind not in plain:
             known = ", ".join((*plain, "llama3", "longrope"))
             raise ConfigError(f"{self.source}: rope_type {kind!r} is not supported (only {known})")
-        sections = None
-        if default_sections is not None:
-            self.require(scaling is None, f"rope_type {kind!r} has no meaning for positions on several axes")
-            sections = nested.counts("mrope_section", len(default_sections), default_sections, of="axes")
-            parts = " + ".join(map(str, sections))
-            self.require(sum(sections) == rotary_dim // 2, f"mrope_section {parts} is not {rotary_dim // 2} pairs")
+        sections = self._sections(nested, kind, rotary_dim // 2, default_sections) if default_sections else None
         nested.finish()
         return RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=scaling, sections=sections)
+
+    def _sections(self, nested: HFConfig, kind: str, pairs: int, default: list[int]) -> tuple[int, ...]:
+        """How many pairs of channels each axis of positions has."""
+        self.require(kind not in ("llama3", "longrope"), f"rope_type {kind!r} is not known for positions on axes")
+        sections = nested.counts("mrope_section", len(default), default, of="axes")
+        self.require(sum(sections) == pairs, f"mrope_section {list(sections)} does not add up to {pairs} pairs")
+        return sections
 
     def _longrope(self, nested: HFConfig, pairs: int, original_default: int | None) -> LongRopeScaling:
         """LongRoPE's factors; the attention factor follows from the two context lengths unless it is given."""

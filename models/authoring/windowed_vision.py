@@ -92,7 +92,7 @@ class WindowedTower(nn.Module):
         self.merger = Merger(config, fused=fused)
 
     def stages(self, down: int, across: int) -> list[Stage]:
-        """``pixel_values`` ``[patches, C * time * patch * patch]`` of a grid to ``encoded`` ``[1, rows, projected]``."""
+        """``pixel_values`` ``[patches, values]`` of a grid to ``encoded`` ``[1, rows, projected]``."""
         frame = Frame.of(self.config, (down, across))
         known = ("rope_cos", "rope_sin") if frame.mask is None else ("rope_cos", "rope_sin", "mask")
         layers = [

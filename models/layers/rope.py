@@ -72,7 +72,7 @@ class RopeTables(nn.Module):
         if self.sections is None:
             angles = positions[:, None] * frequencies[None, :]
         else:
-            parts = zip(positions, frequencies.split(self.sections), strict=True)
+            parts = zip(positions, torch.split(frequencies, list(self.sections)), strict=True)
             angles = torch.cat([axis[:, None] * part[None, :] for axis, part in parts], dim=-1)
         if self.attention_factor == 1.0:
             return angles.cos(), angles.sin()

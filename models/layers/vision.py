@@ -37,7 +37,8 @@ def windows(rows: int, columns: int, side: int) -> Tensor:
     high, wide = min(side, rows), min(side, columns)
     frame = torch.full((-(-rows // high) * high, -(-columns // wide) * wide), -1)
     frame[:rows, :columns] = torch.arange(rows * columns).view(rows, columns)
-    return frame.unflatten(0, (-1, high)).unflatten(2, (-1, wide)).transpose(1, 2).flatten(2).flatten(0, 1)
+    squares = frame.view(-1, high, frame.shape[1] // wide, wide).transpose(1, 2)
+    return squares.reshape(-1, high * wide)
 
 
 def cells(rows: int, columns: int, side: int) -> Tensor:

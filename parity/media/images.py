@@ -69,9 +69,9 @@ def _misfits(vision: SiglipConfig | WindowedVisionConfig, processor: Any, media:
             return "" if have == wanted else f"pictures of {list(have)}, the model takes {list(wanted)}"
         case WindowedVisionConfig():
             sizes = {"patch_size": vision.patch_size, "merge_size": vision.merge, "temporal_patch_size": vision.time}
-            for name, wanted in sizes.items():
-                if (have := getattr(processor, name, None)) != wanted:
-                    return f"patches with a {name} of {have}, the model takes {wanted}"
+            for name, size in sizes.items():
+                if getattr(processor, name, None) != size:
+                    return f"patches with {name} {getattr(processor, name, None)}, the model takes {size}"
             for time, down, across in media["image_grid_thw"].tolist():
                 if time != 1 or down % vision.merge or across % vision.merge:
                     squares = f"squares of {vision.merge} by {vision.merge}"
