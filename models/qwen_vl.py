@@ -29,7 +29,7 @@ _NORM = NormConfig(kind="rms", eps=1e-6)
 
 
 def read_config(source: HFConfig) -> VisionLanguageConfig:
-    """``Qwen2_5_VLConfig`` as this project's configuration; the text's keys are at the top or in an object of theirs."""
+    """``Qwen2_5_VLConfig`` as this project's configuration; the text's keys at the top or in their own object."""
     tied = source.take("tie_word_embeddings", bool, False)
     if source.has("text_config"):
         nested = source.nested("text_config", {"qwen2_5_vl_text": {}})
