@@ -1,3 +1,14 @@
-"""Root of the test run: the ladder plugin, and isolation of what tests write."""
+"""Root of the test run: the ladder plugin, and which tests must stay together when several processes share them."""
+
+import pytest
 
 pytest_plugins = ["parity.pytest_plugin"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is costly to make is made once: a model's ladder for its edges, a file's fixtures for its tests."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        case = callspec.params.get("parity_edge") if callspec else None
+        item.add_marker(pytest.mark.xdist_group(case[0].name if case else str(item.path)))

@@ -30,9 +30,9 @@ class PromptTrace:
 
     prefill: Logits
     decode: Logits
-    encoded: Logits | None = None
     generated: tuple[int, ...] = ()
     margins: tuple[float, ...] = ()
+    encoded: Logits | None = None
 
 
 @dataclass(frozen=True)

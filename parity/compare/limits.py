@@ -95,11 +95,13 @@ RECIPE_LIMITS = {
         measured="KL 5.4e-4, p99 3.7e-3, agreement 0.990, perplexity 0.992 to 1.008",
     ),
     "dynamic_int8": _quantized(
-        kl_mean=6.5e-3,
-        kl_p99=5e-2,
+        kl_mean=2.7e-2,
+        kl_p99=0.14,
         top1=0.94,
         perplexity=(0.955, 1.045),
-        measured="KL 2.2e-3, p99 0.016, agreement 0.971, perplexity 0.985 to 1.015",
+        measured="KL 2.2e-3, p99 0.016, agreement 0.971, perplexity 0.985 to 1.015. At full size the rounding of "
+        "activations adds up over the layers: KL 4.1e-3 (SmolLM 135M), 3.2e-3 (OpenELM 270M), 9.0e-3 with p99 0.045 "
+        "(OpenELM 450M), where the same rounding done in PyTorch gives 9.2e-3, and 2.3e-4 without that of activations",
     ),
     "dynamic_int4_block32": _quantized(
         kl_mean=0.36,

@@ -112,7 +112,7 @@ def _answer(session: Session, prompt: TokenizedPrompt, generate: int) -> Iterato
     for token in prompt.continuation:
         decoded.append(session.decode(token))
         yield PromptTrace(prefill, empty)
-    forced = PromptTrace(prefill, np.stack(decoded) if decoded else empty, encoded)
+    forced = PromptTrace(prefill, np.stack(decoded) if decoded else empty, encoded=encoded)
     yield forced
     if not generate:
         return

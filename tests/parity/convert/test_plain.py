@@ -1,6 +1,6 @@
 """The exported file: the contract's names and shapes, and the same numbers with and without fused kernels."""
 
-import dataclasses
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 
 from models import registry
+from models.authoring.hf_config import HFConfig
 from parity import isolated
 from parity.convert.export import to_file
 from parity.convert.plain import Export, convert, default_cache_length, file_name
 from parity.errors import UsageError
+from parity.inputs import TokenizedPrompt
 from parity.runners.litert import LiteRT
 from parity.weights import resolve
 
 TOKENS = [1, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150]
+PROMPT = TokenizedPrompt("prompt", tuple(TOKENS), ())
+MODEL = registry.get("amd-llama-135m")
+CONFIG = MODEL.family.config_from(HFConfig(MODEL.preset.values(tiny=True), MODEL.name))
 
 
 def _convert_unfused(folder: Path, export: Export, path: Path, progress: isolated.Progress) -> None:
@@ -46,8 +51,8 @@ def _operators(path: Path) -> set[str]:
 
 
 def _logits(path: Path) -> np.ndarray:
-    with LiteRT("float", (path,), 1).open() as session:
-        prefill = session.prefill(TOKENS, 20)
+    with LiteRT("float", (path,), CONFIG, 1).open() as session:
+        prefill = session.prefill(PROMPT, 20).logits
         return np.concatenate([prefill, [session.decode(token) for token in (5, 6, 7)]])
 
 
@@ -82,10 +87,10 @@ def test_signatures_have_the_contract_s_names_and_shapes(files: tuple[Path, Path
 
 def test_prefill_in_pieces_equals_prefill_token_by_token(files: tuple[Path, Path]) -> None:
     """Chunks, padding and single decodes fill the same cache: later logits agree to rounding."""
-    with LiteRT("float", (files[0],), 1).open() as session:
-        pieces = session.prefill(TOKENS, 20)
+    with LiteRT("float", (files[0],), CONFIG, 1).open() as session:
+        pieces = session.prefill(PROMPT, 20).logits
         after_pieces = session.decode(5)
-        session.prefill(TOKENS[:1], 20)
+        session.prefill(replace(PROMPT, prompt=PROMPT.prompt[:1]), 20)
         singles = [session.decode(token) for token in TOKENS[1:]]
         after_singles = session.decode(5)
     np.testing.assert_allclose(pieces[1:], singles, rtol=0, atol=2e-5 * np.abs(pieces).max())
@@ -105,7 +110,7 @@ def test_file_names_say_what_they_hold() -> None:
     """Model, precision, cache length."""
     export = Export(prefill_lengths=(64,), cache_length=1280)
     assert file_name("smollm-135m", "q8", export) == "smollm-135m_q8_ekv1280.tflite"
-    assert dataclasses.asdict(export)["prefill_logits"] is True
+    assert asdict(export)["prefill_logits"] is True
     assert default_cache_length(65) == 128
     assert default_cache_length(64) == 64
     assert callable(to_file)

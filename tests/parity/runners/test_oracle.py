@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from models import registry
+from parity.inputs import TokenizedPrompt
 from parity.runners.original import Original, everything_float64
 from parity.weights import resolve
 
@@ -81,7 +82,7 @@ def test_oracle_equals_an_independent_float64_computation(name: str) -> None:
     folder = resolve(model, "tiny").folder
     expected = independent_llama(folder, model.preset.values(tiny=True), TOKENS)
     with Original(folder, "float64").open() as session:
-        prefill = session.prefill(TOKENS[:12], len(TOKENS))
+        prefill = session.prefill(TokenizedPrompt("prompt", tuple(TOKENS[:12]), ()), len(TOKENS)).logits
         decode = np.stack([session.decode(token) for token in TOKENS[12:]])
     assert prefill.dtype == decode.dtype == np.float64
     assert distance(np.concatenate([prefill, decode]), expected) < 1e-13

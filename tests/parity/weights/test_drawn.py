@@ -11,11 +11,12 @@ from safetensors import safe_open
 
 from models import registry
 from models.authoring.checkpoint import Checkpoint
-from models.authoring.stage import run_stages
 from parity import isolated
 from parity.compare.metrics import entropy
 from parity.golden import GoldenStore
 from parity.inputs import read_prompts, tokenize
+from parity.runners.driver import DrivenSession
+from parity.runners.reauthored import TorchProgram
 from parity.trace import Trace
 from parity.weights import resolve, write_checkpoint
 from parity.weights.draw import OUTLIER_CHANNELS, Drawn, values, write_safetensors
@@ -28,14 +29,14 @@ def test_tiny_checkpoint_has_the_committed_hash(model: registry.Model) -> None:
     """The bits are those that the recording was made from, on whatever machine that was."""
     store = GoldenStore.default()
     weights = resolve(model, "tiny")
-    assert weights.sha256 == store.of(model.name, weights, model.preset.tiny_prompts).facts["identity"]["weights"]
+    assert weights.sha256 == store.of(model.name, weights, model.prompts(tiny=True)).facts["identity"]["weights"]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_next_token_entropy_is_that_of_a_trained_model(model: registry.Model) -> None:
     """Averaged over the default prompts it lies between 1.5 and 3 nats."""
     store = GoldenStore.default()
-    trace = Trace.load(store.of(model.name, resolve(model, "tiny"), model.preset.tiny_prompts).path)
+    trace = Trace.load(store.of(model.name, resolve(model, "tiny"), model.prompts(tiny=True)).path)
     logits = np.concatenate([part for prompt in trace.prompts.values() for part in (prompt.prefill, prompt.decode)])
     assert 1.5 <= entropy(logits).mean() <= 3.0
 
@@ -45,13 +46,17 @@ def test_residual_stream_has_outlier_channels(model: registry.Model) -> None:
     """Before the head a few channels are several times larger than the others, and only a few."""
     weights = resolve(model, "tiny")
     loaded = model.family.load(weights.folder)
-    inputs = tokenize(read_prompts(model.preset.tiny_prompts), weights.folder, loaded.config.vocab_size)
-    squares = torch.zeros(loaded.config.width)
+    inputs = tokenize(read_prompts(model.prompts(tiny=True)), weights.folder, loaded.config)
+    norm = next(module for name, module in loaded.named_modules() if name.endswith(("head.norm", "decoder.norm")))
+    seen: list[torch.Tensor] = []
+    norm.register_forward_pre_hook(lambda _, given: seen.append(given[0][0].square().sum(0)))
+    session = DrivenSession(loaded.config, [TorchProgram(loaded, 96)])
     with torch.no_grad():
         for prompt in inputs.prompts:
-            positions = torch.arange(len(prompt.prompt), dtype=torch.int32)
-            tensors = {"tokens": torch.tensor([prompt.prompt]), "input_pos": positions, **loaded.empty_cache(64)}
-            squares += run_stages(loaded.stages(64)[:-1], tensors)["hidden"][0].square().sum(0)
+            session.prefill(prompt, 96)
+            for token in prompt.continuation:
+                session.decode(token)
+    squares = torch.stack(seen).sum(0)
     ratios = (squares / squares.median()).sqrt()
     assert 1 <= int((ratios > 3).sum()) <= OUTLIER_CHANNELS + 1
 

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import pytest
 
 from models import registry
 from models.authoring.checkpoint import SINGLE, Checkpoint
+from models.authoring.hf_config import HFConfig
 from models.errors import CheckpointError
 from parity import isolated
 from parity.errors import UsageError, WeightsError
@@ -437,7 +438,7 @@ def test_folder_without_a_configuration(
     model = registry.get("gemma-7b")
     weights = resolve(model, str(folder), say=notes.append)
     assert json.loads((weights.folder / "config.json").read_text()) == model.preset.values()
-    assert weights.folder.parent == cache / "parity" / "weights" / "kaggle"
+    assert weights.folder.parent == cache / "parity" / "weights" / "linked"
     assert (weights.folder / "model.ckpt").samefile(folder / "model.ckpt")
     assert (weights.folder / "tokenizer.json").samefile(folder / "tokenizer.json")
     assert weights.label == "2"
@@ -484,8 +485,9 @@ def test_tokenizer_model_alone_begins_texts(drawn: Path, tmp_path: Path, cache: 
         minloglevel=2,
     )
     weights = resolve(registry.get("gemma-2b"), str(folder))
-    assert weights.folder.parent == cache / "parity" / "weights" / "kaggle"
-    inputs = tokenize(read_prompts("short"), weights.folder, 500)
+    assert weights.folder.parent == cache / "parity" / "weights" / "linked"
+    config = replace(registry.get("gemma-2b").family.config_from(HFConfig.load(weights.folder)), vocab_size=500)
+    inputs = tokenize(read_prompts("short"), weights.folder, config)
     pieces = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     for prompt, given in zip(read_prompts("short").prompts, inputs.prompts, strict=True):
         if prompt.prompt_tokens is None:
