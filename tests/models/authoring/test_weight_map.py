@@ -70,6 +70,7 @@ PUBLISHED_TENSORS = {
     "openelm-3b": 8 * 36 + 2,
     "t5-small": 131,
     "t5-base": 257,
+    "qwen2.5-vl-3b": 824,
 }
 
 
