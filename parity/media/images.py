@@ -68,6 +68,8 @@ def _misfits(vision: SiglipConfig | WindowedVisionConfig, processor: Any, media:
             have, wanted = media["pixel_values"].shape[1:], (vision.channels, vision.image_size, vision.image_size)
             return "" if have == wanted else f"pictures of {list(have)}, the model takes {list(wanted)}"
         case WindowedVisionConfig():
+            if "image_grid_thw" not in media:
+                return "whole pictures, the model takes patches and their grid"
             sizes = {"patch_size": vision.patch_size, "merge_size": vision.merge, "temporal_patch_size": vision.time}
             for name, size in sizes.items():
                 if getattr(processor, name, None) != size:

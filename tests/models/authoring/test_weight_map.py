@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models import registry
-from models.authoring.config import DecoderConfig
+from models.authoring.config import DecoderConfig, VisionLanguageConfig
 from models.authoring.decoder import DecoderOnlyModel
 from models.authoring.hf_config import HFConfig
 from models.authoring.weight_map import (
@@ -151,15 +151,21 @@ def test_layout_is_the_original_models(model: registry.Model, openelm_lists: Lis
     """Names and shapes are those of the model that transformers builds, or those published where it has none."""
     values = model.preset.values(tiny=True)
     theirs = openelm_shapes(values, openelm_lists(values)) if model.family.name == "openelm" else shapes(values)
-    ours = {name: tuple(tensor.shape) for name, tensor in original_layout(empty(model), table_of(model)).items()}
+    table = table_of(model)
+    if isinstance(
+        config_of(model), VisionLanguageConfig
+    ):  # its modules are called otherwise than the published tensors
+        table = list(model.family.layouts[-1].weight_map(config_of(model), ()))
+    ours = {name: tuple(tensor.shape) for name, tensor in original_layout(empty(model), table).items()}
     assert ours == theirs
 
 
 def shapes(values: Mapping[str, Any]) -> Shapes:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
     config = AutoConfig.for_model(**deepcopy(dict(values)))  # which completes the objects inside it
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    kinds = (AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoModelForCausalLM)
+    kind = next(kind for kind in kinds if type(config) in kind._model_mapping)
     with torch.device("meta"):
         original = kind.from_config(config)
     return {name: tuple(parameter.shape) for name, parameter in original.named_parameters()}
