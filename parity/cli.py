@@ -69,7 +69,10 @@ Recipes = Annotated[
     ),
 ]
 Rungs = Annotated[list[str] | None, typer.Option("--rung", help="Only this rung; repeatable.")]
-Prompts = Annotated[str | None, typer.Option("--prompts", help="Prompt set: short, long, regimes, or a .jsonl file.")]
+Prompts = Annotated[
+    str | None,
+    typer.Option("--prompts", help="Prompt set: short, long, regimes, tasks, pictures, or a .jsonl file."),
+]
 Prefill = Annotated[
     list[int] | None, typer.Option("--prefill", min=1, help="Length of a prefill signature; repeatable.")
 ]
@@ -176,6 +179,10 @@ def convert(
     recipe: Annotated[str | None, typer.Option("--recipe", autocompletion=_complete_recipes)] = None,
     prefill: Prefill = None,
     kv_cache: Annotated[int, typer.Option("--kv-cache", min=1, help="Cache length in positions.")] = 1280,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", help="Patches down and across, such as 32x32, of a picture in a prompt; repeatable."),
+    ] = None,
     verification: Annotated[
         bool, typer.Option("--verification", help="Keep logits on prefill, as a check needs.")
     ] = False,
@@ -190,9 +197,10 @@ def convert(
         weights,
         output,
         recipe=recipe,
-        prefill_lengths=tuple(prefill or export.PREFILL_LENGTHS),
+        prefill_lengths=tuple(prefill or ()),
         cache_length=kv_cache,
         prefill_logits=verification,
+        grids=grid or (),
         reporter=_reporter(),
     )
     console = Console()

@@ -152,6 +152,52 @@ def write(folder: Path, kind: str, *, shard_size: str = "50GB", **extra: object)
     return folder
 
 
+def write_paligemma(folder: Path, text: tuple[str, dict[str, Any]], *, published: bool) -> Path:
+    """Save a PaliGemma of sixteen small patches around ``text``, every tensor redrawn, with tokenizer and processor.
+
+    The library writes the tower one level less deep than the files that were ``published``.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+
+        kind, extra = text
+        sizes = {"hidden_size": 60, "num_attention_heads": 5, "num_hidden_layers": 2, "intermediate_size": 130}
+        config = transformers.PaliGemmaConfig(
+            text_config=getattr(transformers, f"{kind}Config")(**{**SIZES, **extra}),
+            vision_config=transformers.SiglipVisionConfig(**sizes, image_size=48, patch_size=12, vision_use_head=False),
+            projection_dim=SIZES["hidden_size"],
+            image_token_index=1000,
+        )
+        model = transformers.PaliGemmaForConditionalGeneration(config)
+        generator = torch.Generator().manual_seed(20)
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            if name.endswith(".bias"):
+                drawn = 0.2 * drawn
+            elif parameter.ndim == 1:
+                drawn = (0.0 if "language_model" in name else 1.0) + 0.1 * drawn
+            else:
+                drawn = (3 if "embed_tokens" in name else 1) * drawn / math.sqrt(parameter[0].numel())
+            parameter.data = drawn
+        model.tie_weights()
+        model.to(torch.bfloat16).save_pretrained(folder)
+    if published:
+        weights = folder / "model.safetensors"
+        tensors = {
+            name.replace("vision_tower.", "vision_tower.vision_model."): t for name, t in load_file(weights).items()
+        }
+        save_file(tensors, weights, {"format": "pt"})
+    for path in TOKENIZER.glob("*.json"):
+        shutil.copyfile(path, folder / path.name)
+    processor = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 48, "width": 48}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
 def check(folder: Path, family: str, *arguments: object) -> tuple[int, dict[str, Any]]:
     """The exit code and the report of ``parity check FAMILY --weights FOLDER``."""
     report = folder.parent / "report.json"
@@ -195,6 +241,18 @@ def test_odd_dimensions_pass_the_ladder(tmp_path, family, prompts, original) -> 
     assert outcome(report) == PASSING
     assert code == 0
     assert (report["model"], report["weights"]["kind"]) == (family, "path")
+
+
+@pytest.mark.parametrize(
+    ("text", "published"), [(GEMMA, False), (GEMMA2, True)], ids=["gemma saved", "gemma2 published"]
+)
+def test_odd_paligemma_passes_the_ladder(tmp_path, text, published) -> None:
+    """Tower, projector and text of odd dimensions, in the library's spelling and in the published one."""
+    folder = write_paligemma(tmp_path / "odd", text, published=published)
+    code, report = check(folder, "paligemma", "--prompts", "pictures")
+    assert outcome(report) == PASSING
+    assert code == 0
+    assert [edge["candidate"] for edge in report["edges"] if edge["output"] == "encoder"] == list(PASSING)
 
 
 def test_shards_pass_the_ladder(tmp_path) -> None:

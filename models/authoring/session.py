@@ -86,6 +86,42 @@ def grid_of(entry: str) -> tuple[int, ...] | None:
     return tuple(map(int, filter(None, grid.split("x")))) if kind == "encode" else None
 
 
+def shipped_sessions(
+    config: ModelConfig, length: int, grids: Sequence[tuple[int, int]] = ()
+) -> tuple[SessionInputs, ...]:
+    """What a file is made for that is to be used on anything: sessions that between them call every entry point.
+
+    ``length`` is of the longest prompt; it is also that of an encoder's source where sources come in any length.
+    ``grids`` are those of the pictures that one prompt may hold, where pictures come in any grid; without them it may
+    hold one of sixteen full windows.
+    """
+    match config:
+        case DecoderConfig():
+            return (SessionInputs(),)
+        case EncoderDecoderConfig():
+            return (_encoder_decoder({"input_ids": np.zeros((1, length), np.int64)}),)
+        case VisionLanguageConfig():
+            media = _blank(config.vision, grids)
+            tokens = [config.image_token] * sum(image_lengths(config, media))
+            until = max(length, len(tokens))
+            return (_vision_language(config, [0], {}, until), _vision_language(config, tokens, media, until))
+
+
+def _blank(config: SiglipConfig | WindowedVisionConfig, grids: Sequence[tuple[int, int]]) -> Tensors:
+    """Pictures without anything on them."""
+    match config:
+        case SiglipConfig():
+            return {"pixel_values": np.zeros((1, config.channels, config.image_size, config.image_size), np.float32)}
+        case WindowedVisionConfig():
+            side = 4 * config.window * config.merge
+            grids = grids or [(side, side)]
+            patches = sum(down * across for down, across in grids)
+            return {
+                "pixel_values": np.zeros((patches, config.patch_values), np.float32),
+                "image_grid_thw": np.asarray([(1, *grid) for grid in grids], np.int64),
+            }
+
+
 def image_lengths(config: VisionLanguageConfig, media: Tensors) -> list[int]:
     """How many rows, hence image tokens, each picture of a prompt becomes."""
     return [call.rows for call in _pictures(config.vision, media)]

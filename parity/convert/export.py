@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from models.authoring.config import ModelConfig, VisionLanguageConfig, WindowedVisionConfig
 from models.authoring.hf_config import HFConfig
+from models.authoring.session import shipped_sessions
 from models.registry import Model
 from parity import isolated
 from parity.convert.plain import Export, FloatFile, convert, file_name, rope_facts
@@ -20,7 +23,7 @@ from parity.files import whole_file, writable
 from parity.progress import Reporter
 from parity.weights import kind_of, resolve
 
-#: Prefill signatures of a shipped file unless told otherwise.
+#: Prefill signatures of a shipped file unless told otherwise; longer by a picture where a prompt goes in whole.
 PREFILL_LENGTHS = (64, 128)
 
 
@@ -44,16 +47,21 @@ def to_file(
     prefill_lengths: tuple[int, ...],
     cache_length: int,
     prefill_logits: bool,
+    grids: Sequence[str] = (),
     reporter: Reporter,
 ) -> ConvertedFile:
     """Convert, quantize if a recipe is given, and put the file in place only when it is complete.
 
+    ``grids`` are those of the pictures that a prompt may hold, such as ``32x32`` patches down and across.
+
     Raises:
-        UsageError: lengths, recipe or place cannot be used.
+        UsageError: lengths, grids, recipe or place cannot be used.
         ParityError, ModelError: the weights or the converter failed; nothing is left behind.
     """
     began = time.perf_counter()
-    export = Export(prefill_lengths=prefill_lengths, cache_length=cache_length, prefill_logits=prefill_logits)
+    export = Export(
+        prefill_lengths=prefill_lengths or PREFILL_LENGTHS, cache_length=cache_length, prefill_logits=prefill_logits
+    )
     chosen = get_recipe(recipe) if recipe else None
     name = Path(weights).resolve().name if kind_of(weights) == "path" else model.name
     destination = output / file_name(name, chosen.suffix if chosen else "f32", export) if _is_folder(output) else output
@@ -65,6 +73,7 @@ def to_file(
     if cache_length > config.max_positions:
         known = config.max_positions
         raise UsageError(f"--kv-cache {cache_length} is more than the {known} positions {name} knows; lower it")
+    export = _for_any_session(export, config, _grids(grids, config, name), asked=bool(prefill_lengths))
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=destination.parent) as scratch:
         made = Path(scratch) / "float.tflite"
         with reporter.step("converting") as progress:
@@ -79,6 +88,46 @@ def to_file(
         )
         notes = (said, *notes)
     return ConvertedFile(destination, destination.stat().st_size, time.perf_counter() - began, signatures, notes)
+
+
+def _grids(asked: Sequence[str], config: ModelConfig, name: str) -> list[tuple[int, int]]:
+    """Grids as they were written, which the model must have a use for."""
+    vision = config.vision if isinstance(config, VisionLanguageConfig) else None
+    if asked and not isinstance(vision, WindowedVisionConfig):
+        raise UsageError(f"--grid {asked[0]} means nothing to {name}, which takes no pictures of different grids")
+    grids = []
+    for grid in asked:
+        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", grid)
+        if match is None:
+            raise UsageError(f"--grid {grid} is no grid; write patches down and across, such as 32x32")
+        down, across = int(match[1]), int(match[2])
+        if isinstance(vision, WindowedVisionConfig) and (down % vision.merge or across % vision.merge):
+            raise UsageError(f"--grid {grid} is not filled by squares of {vision.merge} by {vision.merge} patches")
+        grids.append((down, across))
+    return grids
+
+
+def _for_any_session(export: Export, config: ModelConfig, grids: Sequence[tuple[int, int]], *, asked: bool) -> Export:
+    """The export with every entry point, and with prefills that hold a picture and words where prompts go in whole.
+
+    Such a prompt cannot leave its last token to ``decode``, whose logits the others would not have seen: its prefill
+    has logits.
+
+    Raises:
+        UsageError: no prefill that was asked for holds a picture.
+    """
+    export = replace(export, sessions=shipped_sessions(config, max(export.prefill_lengths), grids))
+    if not any(session.whole for session in export.sessions):
+        return export
+    rows = max(sum(call.rows for call in session.calls) for session in export.sessions)
+    if not asked:
+        lengths = tuple(length + rows for length in export.prefill_lengths)
+        return replace(export, prefill_lengths=lengths, prefill_logits=True)
+    if max(export.prefill_lengths) <= rows:
+        raise UsageError(
+            f"--prefill {max(export.prefill_lengths)} has no room for a picture, which takes {rows} tokens"
+        )
+    return replace(export, prefill_logits=True)
 
 
 def _is_folder(output: Path) -> bool:

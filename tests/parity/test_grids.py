@@ -15,8 +15,9 @@ from PIL import Image
 from models import registry
 from models.authoring.config import VisionLanguageConfig
 from models.authoring.hf_config import HFConfig
-from models.authoring.session import image_lengths, session_inputs
-from parity.errors import PromptError
+from models.authoring.session import image_lengths, session_inputs, shipped_sessions
+from parity.convert.export import _grids
+from parity.errors import PromptError, UsageError
 from parity.inputs import Inputs, _tokenize, read_prompts
 from parity.ladder import fit
 from parity.media.images import MARKER, ImageReader, with_images
@@ -170,6 +171,47 @@ def test_tokens_of_pictures_in_the_text_are_refused() -> None:
     assert CONFIG.video_token is not None
     with pytest.raises(PromptError, match="prompt p has a video token in its text; only still pictures are supported"):
         with_images("p", chr(CONFIG.video_token), words, CONFIG, {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "entries", "rows"),
+    [
+        ((), ["encode_16x16"], 64),  # sixteen windows of two by two rows
+        (("4x4",), ["encode_4x4"], 4),
+        (("16x8", "6x10", "16x8"), ["encode_16x8", "encode_6x10", "encode_16x8"], 32 + 15 + 32),
+    ],
+)
+def test_a_shipped_file_holds_the_grids_that_were_asked_for(asked: Any, entries: list[str], rows: int) -> None:
+    """All of them in one prompt, the same twice where it is named twice; and a prompt without pictures."""
+    plain, full = shipped_sessions(CONFIG, 32, _grids(asked, CONFIG, "it"))
+    assert [call.entry for call in full.calls] == entries
+    assert sum(call.rows for call in full.calls) == rows
+    assert (plain.prefill, full.prefill) == ("prefill", "prefill_pixel")
+    assert plain.per_position["rope_pos"].shape[0] == 3
+    assert full.per_position["image_rows"].max() == rows - 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("5x4", "--grid 5x4 is not filled by squares of 2 by 2 patches"),
+        ("4x5", "--grid 4x5 is not filled"),
+        ("0x4", "--grid 0x4 is no grid; write patches down and across, such as 32x32"),
+        ("4", "--grid 4 is no grid"),
+        ("4x4x4", "--grid 4x4x4 is no grid"),
+        ("-4x4", "--grid -4x4 is no grid"),
+    ],
+)
+def test_grids_that_are_refused(asked: str, said: str) -> None:
+    """In one line that says what to write; and for models that have no use for them."""
+    with pytest.raises(UsageError, match=said):
+        _grids(["4x4", asked], CONFIG, "it")
+    for name in ("llama-3.2-1b", "t5-small", "paligemma-3b-224"):
+        model = registry.get(name)
+        config = model.family.config_from(HFConfig(model.preset.values(tiny=True), name))
+        assert _grids([], config, name) == []
+        with pytest.raises(UsageError, match=f"--grid {asked} means nothing to {name}"):
+            _grids([asked], config, name)
 
 
 @pytest.mark.parametrize("grid", [(1, 5, 4), (1, 4, 5), (2, 4, 4)])
