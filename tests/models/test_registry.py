@@ -23,7 +23,7 @@ EVERY_DECODER = pytest.mark.parametrize(
 SOURCES = Path(models.__file__).parent
 #: Keys that give the scores' scale otherwise than through the head's size.
 SCALE_KEYS = ("query_pre_attn_scalar",)
-#: The contract's decoder-only text models, and their aliases.
+#: The contract's models so far, and their aliases.
 CONTRACT = {
     "gemma-2b": (),
     "gemma-7b": (),
@@ -31,6 +31,8 @@ CONTRACT = {
     "llama-3.2-1b": (),
     "llama-3.2-3b": (),
     "tinyllama-1.1b": (),
+    "paligemma-3b-224": (),
+    "paligemma-2-3b-224": (),
     "phi-2": ("phi2",),
     "phi-3.5-mini": ("phi3.5",),
     "phi-4-mini": ("phi4",),
@@ -47,6 +49,7 @@ CONTRACT = {
     "qwen2.5-0.5b": (),
     "qwen2.5-1.5b": (),
     "qwen2.5-3b": (),
+    "qwen2.5-vl-3b": (),
     "deepseek-r1-distill-qwen-1.5b": ("deepseek",),
     "amd-llama-135m": (),
 }

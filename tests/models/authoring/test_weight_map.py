@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models import registry
-from models.authoring.config import DecoderConfig, VisionLanguageConfig
+from models.authoring.config import DecoderConfig
 from models.authoring.decoder import DecoderOnlyModel
 from models.authoring.hf_config import HFConfig
 from models.authoring.weight_map import (
@@ -68,6 +68,8 @@ PUBLISHED_TENSORS = {
     "openelm-450m": 8 * 20 + 2,
     "openelm-1.1b": 8 * 28 + 2,
     "openelm-3b": 8 * 36 + 2,
+    "paligemma-3b-224": 603,
+    "paligemma-2-3b-224": 727,
     "t5-small": 131,
     "t5-base": 257,
     "qwen2.5-vl-3b": 824,
@@ -148,14 +150,13 @@ def test_inverse_then_map_is_the_identity(model: registry.Model) -> None:
 
 @EVERY_PRESET
 def test_layout_is_the_original_models(model: registry.Model, openelm_lists: Lists) -> None:
-    """Names and shapes are those of the model that transformers builds, or those published where it has none."""
+    """Names and shapes are those of the model that transformers builds, or those published where it has none.
+
+    Where its modules are called otherwise than the published tensors, that is a layout of the family's too.
+    """
     values = model.preset.values(tiny=True)
     theirs = openelm_shapes(values, openelm_lists(values)) if model.family.name == "openelm" else shapes(values)
-    table = table_of(model)
-    if isinstance(
-        config_of(model), VisionLanguageConfig
-    ):  # its modules are called otherwise than the published tensors
-        table = list(model.family.layouts[-1].weight_map(config_of(model), ()))
+    table = model.family.weight_map_of(config_of(model), theirs)
     ours = {name: tuple(tensor.shape) for name, tensor in original_layout(empty(model), table).items()}
     assert ours == theirs
 
@@ -164,8 +165,8 @@ def shapes(values: Mapping[str, Any]) -> Shapes:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
     config = AutoConfig.for_model(**deepcopy(dict(values)))  # which completes the objects inside it
-    kinds = (AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoModelForCausalLM)
-    kind = next(kind for kind in kinds if type(config) in kind._model_mapping)
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else kind
     with torch.device("meta"):
         original = kind.from_config(config)
     return {name: tuple(parameter.shape) for name, parameter in original.named_parameters()}
