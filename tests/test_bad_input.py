@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
+from PIL import Image
 
 MODEL = "amd-llama-135m"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -275,6 +277,18 @@ PROMPTS: Mapping[str, tuple[bytes, tuple[str, ...]]] = {
 }
 
 
+#: Every bad prompt with a picture, what else is asked for, and what the cause must name.
+PICTURES: Mapping[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
+    "picture_corrupt": ({"images": ["corrupt.png"]}, (), ("corrupt.png cannot be read as a picture",)),
+    "picture_colourless": ({"images": ["deep.png"]}, (), ("deep.png is of mode I;16",)),
+    "picture_absent": ({"images": ["gone.png"]}, (), ("no picture is called 'gone.png'",)),
+    "picture_no_marker": ({"text": "what is it"}, (), ("prompt one has 1 images and 0 times <image>",)),
+    "picture_no_image": ({"images": []}, (), ("prompt one has 0 images and 1 times <image>",)),
+    "picture_no_list": ({"images": "shapes"}, (), (":1 is no prompt", "images is a list")),
+    "picture_short_prefill": ({}, ("--prefill", "8"), ("prompt one has 1", "the longest --prefill takes 8")),
+}
+
+
 @pytest.fixture(scope="module")
 def checks(damaged, base, tmp_path_factory) -> dict[str, Outcome]:
     """Every check that ends in a report, two at a time."""
@@ -289,6 +303,12 @@ def checks(damaged, base, tmp_path_factory) -> dict[str, Outcome]:
     line = json.dumps({**GOOD_LINE, "text": "The\u2028lighthouse\x85"}, ensure_ascii=False)
     (place / "separators.jsonl").write_text(line + "\n", encoding="utf-8")
     runs["separators"] = ("llama", "--weights", base, "--rung", "reauthored", "--prompts", place / "separators.jsonl")
+    (place / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(place / "deep.png")
+    for name, (changes, extra, _) in PICTURES.items():
+        line = json.dumps({**GOOD_LINE, "text": "<image>what is it\n", "images": ["shapes"], **changes})
+        (place / f"{name}.jsonl").write_text(line + "\n")
+        runs[name] = ("paligemma", "--rung", "reauthored", "--prompts", place / f"{name}.jsonl", *extra)
     runs["small_cache"] = ("llama", "--weights", base, "--rung", "reauthored", "--kv-cache", "32")
     runs["second_is_wrong"] = ("llama", "qwen2", "--weights", base, "--rung", "reauthored")
 
@@ -310,6 +330,13 @@ def test_damaged_checkpoint_is_an_error_that_names_it(checks, name) -> None:
 def test_bad_prompt_set_is_an_error_that_names_it(checks, name) -> None:
     """A prompt set that cannot be used gives ERROR, exit code 3, a cause naming line or id, and the JSON file."""
     checks[name].assert_error_edges(["reauthored"], *PROMPTS[name][1])
+    assert checks[name].scratch == ()
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_bad_picture_is_an_error_that_names_it(checks, name) -> None:
+    """A prompt whose picture cannot be used gives ERROR, exit code 3, a cause naming it, and the JSON file."""
+    checks[name].assert_error_edges(["reauthored"], *PICTURES[name][2])
     assert checks[name].scratch == ()
 
 

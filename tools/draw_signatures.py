@@ -23,7 +23,11 @@ from parity.inputs import Inputs, read_prompts, tokenize
 from parity.weights import resolve
 
 #: A preset that stands for each kind of model, and the length its prefill is drawn with.
-KINDS = {"decoder-only": ("smollm-135m", 16), "encoder-decoder": ("t5-small", 16)}
+KINDS = {
+    "decoder-only": ("smollm-135m", 16),
+    "encoder-decoder": ("t5-small", 16),
+    "vision-language": ("paligemma-2-3b-224", 48),
+}
 CACHE_LENGTH = 64
 
 TEMPLATE = """\

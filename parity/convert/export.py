@@ -125,7 +125,7 @@ def _for_any_session(export: Export, config: ModelConfig, grids: Sequence[tuple[
         return replace(export, prefill_lengths=lengths, prefill_logits=True)
     if max(export.prefill_lengths) <= rows:
         raise UsageError(
-            f"--prefill {max(export.prefill_lengths)} has no room for a picture, which takes {rows} tokens"
+            f"--prefill {max(export.prefill_lengths)} has no room for a picture of {rows} tokens; raise it"
         )
     return replace(export, prefill_logits=True)
 

@@ -50,7 +50,9 @@ class ImageReader:
             made = self.processor(images=pictures, return_tensors="np")
         except ValueError as error:
             said = " ".join(str(error).split())[:200]
-            raise PromptError(f"the image processor refuses the pictures of prompt {who} ({said})") from None
+            raise PromptError(
+                f"the image processor refuses the pictures of prompt {who} ({said}); choose others"
+            ) from None
         media = {name: np.asarray(value) for name, value in made.items()}
         misfits = _misfits(self.config.vision, self.processor, media)
         if misfits:
@@ -94,7 +96,7 @@ def with_images(who: str, text: str, tokenizer: Any, config: VisionLanguageConfi
     lengths = image_lengths(config, media) if media else []
     if len(others) != len(lengths):
         raise PromptError(
-            f"prompt {who} has {len(lengths)} images and {len(others)} times {MARKER} in its text; one for each"
+            f"prompt {who} has {len(lengths)} images and {len(others)} times {MARKER} in its text; give one for each"
         )
     ids: list[int] = []
     begun = False

@@ -66,7 +66,7 @@ def plan_chunks(tokens: int, lengths: Sequence[int], cache_length: int, *, whole
         if not holding:
             raise RungError(
                 f"a prompt of {tokens} tokens whose tokens see each other goes in one call, and the longest prefill "
-                f"takes {max(available)} of a cache of {cache_length}"
+                f"takes {max(available)} of a cache of {cache_length}; convert with a longer one"
             )
         return [Chunk(0, tokens, holding[0])]
     chunks = []
