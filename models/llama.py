@@ -14,6 +14,7 @@ from models.authoring.config import (
     DecoderConfig,
     MLPConfig,
     NormConfig,
+    RopeConfig,
 )
 from models.authoring.family import Family, Preset, decoder_sizes
 from models.authoring.hf_config import HFConfig
@@ -32,9 +33,18 @@ def read_config(source: HFConfig) -> DecoderConfig:
 
 
 def read_decoder(
-    source: HFConfig, *, qkv_bias: bool, output_bias: bool, mlp_bias: bool, kv_heads_default: int | None = None
+    source: HFConfig,
+    *,
+    qkv_bias: bool,
+    output_bias: bool,
+    mlp_bias: bool,
+    kv_heads_default: int | None = None,
+    rope: RopeConfig | None = None,
 ) -> DecoderConfig:
-    """The keys that every Llama-shaped configuration has; without a default, every head has its own key and value."""
+    """The keys that every Llama-shaped configuration has; without a default, every head has its own key and value.
+
+    ``rope`` is given where the architecture has another than the usual one.
+    """
     width = source.positive("hidden_size")
     heads = source.positive("num_attention_heads")
     kv_heads = source.positive("num_key_value_heads", heads if kv_heads_default is None else kv_heads_default)
@@ -63,7 +73,7 @@ def read_decoder(
         vocab_size=source.positive("vocab_size"),
         width=width,
         max_positions=source.positive("max_position_embeddings"),
-        rope=source.rope(head_dim),
+        rope=rope or source.rope(head_dim),
         blocks=(block,) * source.layers("num_hidden_layers"),
         final_norm=norm,
         tied_head=source.take("tie_word_embeddings", bool, False),

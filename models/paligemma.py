@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from typing import cast
 
 from models import gemma
 from models.authoring.config import (
@@ -120,7 +121,8 @@ def weight_map(config: VisionLanguageConfig) -> Iterator[Operation]:
     """Published tensors to parameters: Gemma's under ``language_model``, the tower's, the projector's."""
     for operation in gemma.weight_map(config.text):
         yield operation.renamed("language_model.{}".format, "text.{}".format)
-    yield from _projector_and_tower(config.vision, "multi_modal_projector", "vision_tower.vision_model")
+    tower = cast("SiglipConfig", config.vision)  # the reader makes no other
+    yield from _projector_and_tower(tower, "multi_modal_projector", "vision_tower.vision_model")
 
 
 def saved_weight_map(config: VisionLanguageConfig, _names: Collection[str]) -> Iterator[Operation]:

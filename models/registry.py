@@ -21,6 +21,7 @@ FAMILIES = {
     "t5": "models.t5",
     "moonshine": "models.moonshine",
     "paligemma": "models.paligemma",
+    "qwen2_5_vl": "models.qwen_vl",
 }
 
 

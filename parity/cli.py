@@ -196,6 +196,10 @@ def convert(
     audio_seconds: Annotated[
         float | None, typer.Option("--audio-seconds", help="The longest audio of a model that hears; 10.")
     ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", help="Patches down and across, such as 32x32, of a picture in a prompt; repeatable."),
+    ] = None,
     verification: Annotated[
         bool, typer.Option("--verification", help="Keep logits on prefill, as a check needs.")
     ] = False,
@@ -214,6 +218,7 @@ def convert(
         prefill_lengths=tuple(prefill or ()),
         cache_length=kv_cache,
         prefill_logits=verification,
+        grids=grid or (),
         reporter=_reporter(),
         audio_seconds=audio_seconds,
     )

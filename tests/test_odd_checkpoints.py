@@ -63,6 +63,40 @@ PHI3 = (
         "pad_token_id": 0,
     },
 )
+#: Its keys are in objects of their own, as transformers writes them; windows of three rows, two blocks that see all.
+QWEN_VL = (
+    "Qwen2_5_VL",
+    {
+        "text_config": {
+            **SIZES,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [1, 3, 2]},
+        },
+        "vision_config": {
+            "depth": 4,
+            "fullatt_block_indexes": [0, 2],
+            "hidden_size": 60,
+            "intermediate_size": 77,
+            "num_heads": 5,
+            "out_hidden_size": 84,
+            "patch_size": 7,
+            "window_size": 42,
+        },
+        "image_token_id": 1000,
+        "video_token_id": 999,
+        "vision_start_token_id": 501,
+        "vision_end_token_id": 502,
+        "tie_word_embeddings": True,
+    },
+)
+#: Beside its weights: what makes pictures patches of seven.
+QWEN_VL_PROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "max_pixels": 5000,
+    "merge_size": 2,
+    "min_pixels": 400,
+    "patch_size": 7,
+    "temporal_patch_size": 2,
+}
 #: Its keys are its own.
 T5 = (
     "T5",
@@ -106,10 +140,9 @@ def write(folder: Path, kind: str, *, shard_size: str = "50GB", **extra: object)
         warnings.simplefilter("ignore")
         import transformers
 
-        config = getattr(transformers, f"{kind}Config")(
-            **(extra if kind in ("T5", "Moonshine") else {**SIZES, **extra})
-        )
-        task = "ConditionalGeneration" if config.is_encoder_decoder else "CausalLM"
+        flat = kind not in ("T5", "Moonshine", "Qwen2_5_VL")
+        config = getattr(transformers, f"{kind}Config")(**({**SIZES, **extra} if flat else extra))
+        task = "CausalLM" if flat else "ConditionalGeneration"
         model = getattr(transformers, f"{kind}For{task}")(config)
         generator = torch.Generator().manual_seed(20)
         for name, parameter in model.named_parameters():
@@ -129,6 +162,8 @@ def write(folder: Path, kind: str, *, shard_size: str = "50GB", **extra: object)
             parameter.data = drawn
         model.tie_weights()
         model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard_size)
+    if kind == "Qwen2_5_VL":
+        (folder / "preprocessor_config.json").write_text(json.dumps(QWEN_VL_PROCESSOR))
     for path in TOKENIZER.glob("*.json"):
         shutil.copyfile(path, folder / path.name)
     return folder
@@ -212,8 +247,9 @@ PASSING = dict.fromkeys(("original", "reauthored", "float", "dynamic_int8"), ("P
         ("phi", "regimes", PHI3),
         ("t5", "tasks", T5),
         ("moonshine", "speech", MOONSHINE),
+        ("qwen2_5_vl", "grids", QWEN_VL),
     ],
-    ids=["llama", "qwen2", "gemma", "gemma2", "phi", "phi3", "t5", "moonshine"],
+    ids=["llama", "qwen2", "gemma", "gemma2", "phi", "phi3", "t5", "moonshine", "qwen2_5_vl"],
 )
 def test_odd_dimensions_pass_the_ladder(tmp_path, family, prompts, original) -> None:
     """A bfloat16 checkpoint of odd dimensions passes every default rung under the family's name."""

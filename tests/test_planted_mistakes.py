@@ -37,14 +37,20 @@ class Mistake:
 ATTENTION, DECODER, MASK, ROPE = (
     f"models/{file}.py" for file in ("layers/attention", "authoring/decoder", "layers/mask", "layers/rope")
 )
-GEMMA, PHI, OPENELM, T5, MOONSHINE, PALIGEMMA = (
-    f"models/{file}.py" for file in ("gemma", "phi", "openelm", "t5", "moonshine", "paligemma")
+GEMMA, PHI, OPENELM, T5, MOONSHINE, PALIGEMMA, QWEN_VL = (
+    f"models/{file}.py" for file in ("gemma", "phi", "openelm", "t5", "moonshine", "paligemma", "qwen_vl")
 )
 AUDIO = "models/layers/audio.py"
 BIAS, ENCODER_DECODER = "models/layers/relative_bias.py", "models/authoring/encoder_decoder.py"
-SIGLIP, VISION, VISION_LANGUAGE, SESSION = (
+SIGLIP, WINDOWED, VISION, VISION_LANGUAGE, SESSION = (
     f"models/{file}.py"
-    for file in ("authoring/siglip", "layers/vision", "authoring/vision_language", "authoring/session")
+    for file in (
+        "authoring/siglip",
+        "authoring/windowed_vision",
+        "layers/vision",
+        "authoring/vision_language",
+        "authoring/session",
+    )
 )
 READER = "models/authoring/hf_config.py"
 
@@ -323,6 +329,101 @@ MISTAKES = (
         "scale=head_dim**-0.5",
         "scale=1.0",
         "encoder",
+    ),
+    Mistake(
+        "qwen-vl every block sees the whole picture",
+        "qwen2.5-vl-3b",
+        WINDOWED,
+        "over_all if i in self.config.whole_blocks else in_windows",
+        "over_all",
+        "encoder",
+    ),
+    Mistake(
+        "qwen-vl whole blocks counted from one",
+        "qwen2.5-vl-3b",
+        WINDOWED,
+        "if i in self.config.whole_blocks",
+        "if i + 1 in self.config.whole_blocks",
+        "encoder",
+    ),
+    Mistake(
+        "qwen-vl windows counted in patches",
+        "qwen2.5-vl-3b",
+        QWEN_VL,
+        'source.positive("window_size") // merge // patch',
+        'source.positive("window_size") // patch',
+        "encoder",
+    ),
+    Mistake(
+        "qwen-vl what fills windows up is seen",
+        "qwen2.5-vl-3b",
+        WINDOWED,
+        "mask=None if bool(real.all())",
+        "mask=None if True",
+        "encoder",
+    ),
+    Mistake(
+        "qwen-vl rows left in the order of windows",
+        "qwen2.5-vl-3b",
+        WINDOWED,
+        "torch.argsort(torch.where(order < 0, order.numel(), order))",
+        "torch.argsort(torch.where(order < 0, 1, 0), stable=True)",
+        "encoder",
+    ),
+    Mistake(
+        "qwen-vl patches numbered row by row",
+        "qwen2.5-vl-3b",
+        WINDOWED,
+        "cells(*grid, config.merge)",
+        "cells(*grid, 1)",
+        "encoder",
+    ),
+    Mistake(
+        "qwen-vl rows and columns of patches swapped",
+        "qwen2.5-vl-3b",
+        VISION,
+        "torch.stack([order // columns, order % columns]",
+        "torch.stack([order % columns, order // columns]",
+        "encoder",
+    ),
+    Mistake(
+        "qwen-vl merger tanh gelu", "qwen2.5-vl-3b", QWEN_VL, 'activation="gelu"', 'activation="gelu_tanh"', "encoder"
+    ),
+    Mistake(
+        "qwen-vl key and value rows of the tower swapped",
+        "qwen2.5-vl-3b",
+        QWEN_VL,
+        'for letter in "qkv"',
+        'for letter in "qvk"',
+        "encoder",
+    ),
+    Mistake(
+        "qwen-vl plain positions",
+        "qwen2.5-vl-3b",
+        SESSION,
+        "axial_positions(tokens, config.image_token, frames, until)",
+        "axial_positions(tokens, config.image_token, [], until)",
+    ),
+    Mistake(
+        "qwen-vl rows and columns of pictures swapped",
+        "qwen2.5-vl-3b",
+        SESSION,
+        "np.indices((1, down, across)).reshape(3, -1)",
+        "np.indices((1, down, across)).reshape(3, -1)[[0, 2, 1]]",
+    ),
+    Mistake(
+        "qwen-vl text after a picture as far on as its rows",
+        "qwen2.5-vl-3b",
+        SESSION,
+        "position += max(down, across)",
+        "position += down * across",
+    ),
+    Mistake(
+        "qwen-vl sections the other way round",
+        "qwen2.5-vl-3b",
+        ROPE,
+        "zip(positions, torch.split(",
+        "zip(positions.flip(0), torch.split(",
     ),
 )
 

@@ -51,13 +51,16 @@ class LongRopeScaling:
 class RopeConfig:
     """Rotary embedding over the first ``rotary_dim`` channels of a head.
 
-    Channel ``k`` is rotated together with channel ``k + rotary_dim / 2``, or, ``interleaved``, with its neighbour.
+    Channel ``k`` is rotated together with channel ``k + rotary_dim / 2``, or, ``interleaved``, with its neighbour. With
+    ``sections`` a token has a position on each of as many axes: the first so many pairs of channels turn with its
+    position on the first axis, the next so many with that on the second, and so on.
     """
 
     theta: float
     rotary_dim: int
     interleaved: bool = False
     scaling: Llama3Scaling | LongRopeScaling | None = None
+    sections: tuple[int, ...] | None = None
 
     @property
     def boundary(self) -> int | None:
@@ -239,18 +242,53 @@ class SiglipConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowedVisionConfig:
+    """A tower for pictures of any grid of patches, which it gets flat: ``time`` slots of a square of ``channels``.
+
+    Patches are rotated by their row and by their column, each with all frequencies of ``rope``. They see the patches of
+    their window, a square of ``window`` by ``window`` of the rows that the tower makes; in ``whole_blocks`` they see
+    all. In the end squares of ``merge`` by ``merge`` patches, which come one after the other, are normalized and become
+    one row of ``projected`` channels each, through ``merger``.
+    """
+
+    patch_size: int
+    channels: int
+    time: int
+    merge: int
+    window: int
+    whole_blocks: tuple[int, ...]
+    width: int
+    rope: RopeConfig
+    blocks: tuple[BlockConfig, ...]
+    norm: NormConfig
+    merger: MLPConfig
+    projected: int
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch."""
+        return self.channels * self.time * self.patch_size**2
+
+    def rows(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """What a picture of ``grid``, patches down and across, becomes: rows down and across."""
+        return grid[0] // self.merge, grid[1] // self.merge
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisionLanguageConfig:
     """A decoder-only model in whose prompts pictures may stand, each as a run of rows that the tower made.
 
     In the token ids a picture is ``image_start``, then ``image_token`` once for each of its rows, then ``image_end``.
-    With a ``bidirectional_prefix`` the tokens of a prompt all see each other; what is generated is causal.
+    Nothing can stand in the place of a ``video_token``. With a ``bidirectional_prefix`` the tokens of a prompt all see
+    each other; what is generated is causal.
     """
 
     text: DecoderConfig
-    vision: SiglipConfig
+    vision: SiglipConfig | WindowedVisionConfig
     image_token: int
     image_start: tuple[int, ...] = ()
     image_end: tuple[int, ...] = ()
+    video_token: int | None = None
     bidirectional_prefix: bool = False
 
     @property

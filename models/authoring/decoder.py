@@ -28,17 +28,24 @@ class Embed(nn.Module):
         self.windows = windows(config)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, prefix: Tensor | None = None, *, cache_length: int
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        rotated: Tensor,
+        prefix: Tensor | None = None,
+        *,
+        cache_length: int,
     ) -> tuple[Tensor, ...]:
         """``tokens`` ``[B, T]``, ``positions`` ``[T]`` -> hidden ``[B, T, D]``, cos and sin ``[T, R/2]``, masks.
 
-        ``prefix`` ``[1]`` is how many positions, from the first on, all see each other.
+        ``rotated`` are the positions by which heads are rotated: the same, or with sections ``[axes, T]``. ``prefix``
+        ``[1]`` is how many positions, from the first on, all see each other.
         """
         hidden = self.tokens(tokens)
         if self.scale != 1.0:
             hidden = hidden * self.scale
         masks = (causal_mask(positions, cache_length, window, prefix) for window in self.windows)
-        return hidden, *self.rope(positions, cache_length=cache_length), *masks
+        return hidden, *self.rope(rotated, cache_length=cache_length), *masks
 
 
 class Block(nn.Module):
@@ -110,11 +117,12 @@ class DecoderOnlyModel(Model):
     def stages(self, cache_length: int, *, prefix: bool = False) -> list[Stage]:
         """The model in order, for a cache of ``cache_length`` slots; with a ``prefix`` it takes ``prefix_length``."""
         tables = ("rope_cos", "rope_sin")
+        rotated = "input_pos" if self.config.rope.sections is None else "rope_pos"
         stages = [
             Stage(
                 name="embed",
                 run=partial(self.embed, cache_length=cache_length),
-                inputs=("tokens", "input_pos", *(("prefix_length",) if prefix else ())),
+                inputs=("tokens", "input_pos", rotated, *(("prefix_length",) if prefix else ())),
                 outputs=("hidden", *tables, *map(mask_name, windows(self.config))),
             )
         ]

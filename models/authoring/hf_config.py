@@ -152,11 +152,16 @@ class HFConfig:
         self.require(len(values) == length, f"{key} has {len(values)} entries, {why} asks for {length}")
         return tuple(HFConfig({key: value}, self.source).number(key) for value in values)
 
-    def counts(self, key: str, length: int) -> tuple[int, ...]:
-        """A list of ``length`` positive integers, one a layer."""
-        values = self.take(key, list)
-        self.require(len(values) == length, f"{key} has {len(values)} entries for {length} layers")
+    def counts(self, key: str, length: int, default: Any = _REQUIRED, *, of: str = "layers") -> tuple[int, ...]:
+        """A list of ``length`` positive integers, one for each ``of``."""
+        values = self.take(key, list, default)
+        self.require(len(values) == length, f"{key} has {len(values)} entries for {length} {of}")
         return tuple(HFConfig({key: value}, self.source).positive(key) for value in values)
+
+    def indexes(self, key: str) -> tuple[int, ...]:
+        """A list of layers, counted from 0; one beyond the last means none, as in the originals."""
+        values: list[int] = self.take(key, list)
+        return tuple(HFConfig({key: value}, self.source).natural(key) for value in values)
 
     def layer_types(self, layers: int, default: list[str]) -> list[str]:
         """Which attention every layer has: ``full_attention`` or ``sliding_attention``."""
@@ -197,11 +202,15 @@ class HFConfig:
         partial: float | None = None,
         default_theta: float = 10000.0,
         original_default: int | None = None,
+        plain: tuple[str, ...] = ("default",),
+        default_sections: list[int] | None = None,
     ) -> RopeConfig:
         """The rotary embedding, from either spelling, over heads of ``head_dim`` channels.
 
         ``partial`` is the architecture's default for ``partial_rotary_factor``; where it heeds no such key, the key is
-        refused. ``original_default`` is its default for an outer ``original_max_position_embeddings``.
+        refused. ``original_default`` is its default for an outer ``original_max_position_embeddings``; ``plain`` are
+        its words for no scaling, the first when nothing is said. Where positions have several axes,
+        ``default_sections`` is what each has of the channels unless ``mrope_section`` says it.
         """
         self._known.update(("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"))
         rope: dict[str, Any] = {}
@@ -217,7 +226,7 @@ class HFConfig:
                 rope.setdefault(key, self._values[key])
         nested = HFConfig(rope, f"{self.source}: rope_parameters")
         nested._known = set()  # inside this object nothing is inert
-        kind = nested.take("rope_type", str, nested.take("type", str, "default"))
+        kind = nested.take("rope_type", str, nested.take("type", str, plain[0]))
         theta = nested.number("rope_theta", default_theta)
         factor = nested.number("partial_rotary_factor", partial or 1.0)
         self.require(
@@ -238,10 +247,19 @@ class HFConfig:
             )
             ordered = scaling.low_freq_factor < scaling.high_freq_factor
             self.require(ordered, "low_freq_factor is not below high_freq_factor")
-        elif kind != "default":
-            raise ConfigError(f"{self.source}: rope_type {kind!r} is not supported (only default, llama3, longrope)")
+        elif kind not in plain:
+            known = ", ".join((*plain, "llama3", "longrope"))
+            raise ConfigError(f"{self.source}: rope_type {kind!r} is not supported (only {known})")
+        sections = self._sections(nested, kind, rotary_dim // 2, default_sections) if default_sections else None
         nested.finish()
-        return RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=scaling)
+        return RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=scaling, sections=sections)
+
+    def _sections(self, nested: HFConfig, kind: str, pairs: int, default: list[int]) -> tuple[int, ...]:
+        """How many pairs of channels each axis of positions has."""
+        self.require(kind not in ("llama3", "longrope"), f"rope_type {kind!r} is not known for positions on axes")
+        sections = nested.counts("mrope_section", len(default), default, of="axes")
+        self.require(sum(sections) == pairs, f"mrope_section {list(sections)} does not add up to {pairs} pairs")
+        return sections
 
     def _longrope(self, nested: HFConfig, pairs: int, original_default: int | None) -> LongRopeScaling:
         """LongRoPE's factors; the attention factor follows from the two context lengths unless it is given."""

@@ -43,7 +43,8 @@ class Model(nn.Module, ABC):
     where its inputs come in several shapes.
 
     Tensors that entry points share have the same name: ``tokens`` int ``[B, T]``, ``input_pos`` int ``[T]``,
-    ``kv_cache_k_{i}`` and ``kv_cache_v_{i}`` ``[B, S, K, H]``, ``logits`` ``[B, T, V]``, ``encoded`` ``[B, rows, D]``.
+    ``kv_cache_k_{i}`` and ``kv_cache_v_{i}`` ``[B, S, K, H]``, ``logits`` ``[B, T, V]``, ``encoded`` ``[B, rows, D]``;
+    and ``rope_pos`` int ``[axes, T]`` where tokens are rotated by other positions than those of their cache slots.
     """
 
     config: ModelConfig

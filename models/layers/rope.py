@@ -2,7 +2,7 @@
 
 Channel ``c`` of a head is rotated together with channel ``c + R/2``, where ``R`` is the rotated size, or, interleaved,
 channel ``2c`` with ``2c + 1``. ``R`` may be smaller than the head: the remaining channels pass through untouched
-(partial rotary).
+(partial rotary). Positions on several axes, each with its section of the channels: https://arxiv.org/abs/2409.12191.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def factors(scaling: LongRopeScaling, positions: int) -> tuple[float, ...]:
 
 
 class RopeTables(nn.Module):
-    """Positions ``[T]`` (any integer dtype) -> cosines and sines, each ``[T, R/2]``."""
+    """Positions ``[T]`` (any integer dtype), with sections ``[axes, T]`` -> cosines and sines, each ``[T, R/2]``."""
 
     frequencies: Tensor
     long_frequencies: Tensor
@@ -53,6 +53,7 @@ class RopeTables(nn.Module):
     def __init__(self, config: RopeConfig) -> None:
         super().__init__()
         self.boundary = config.boundary
+        self.sections = config.sections
         self.attention_factor = 1.0
         self._register("frequencies", inverse_frequencies(config))
         if isinstance(config.scaling, LongRopeScaling):
@@ -66,16 +67,24 @@ class RopeTables(nn.Module):
         """``cache_length``: how many positions the session may have; LongRoPE's regime is fixed by it."""
         long = self.boundary is not None and cache_length > self.boundary
         frequencies = self.long_frequencies if long else self.frequencies
-        angles = positions.to(frequencies.dtype)[:, None] * frequencies[None, :]
+        positions = positions.to(frequencies.dtype)
+        if self.sections is None:
+            angles = positions[:, None] * frequencies[None, :]
+        else:
+            parts = zip(positions, torch.split(frequencies, list(self.sections)), strict=True)
+            angles = torch.cat([axis[:, None] * part[None, :] for axis, part in parts], dim=-1)
         if self.attention_factor == 1.0:
             return angles.cos(), angles.sin()
         return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """Rotate heads ``x`` ``[B, T, N, H]`` by the tables ``[T, R/2]``; channels from ``R`` on are left alone."""
+    """Rotate heads ``x`` ``[B, T, N, H]`` by the tables; channels from ``R`` on are left alone.
+
+    The tables are ``[T, R/2]``, or ``[B, T, R/2]`` where positions differ within a batch.
+    """
     half = cos.shape[-1]
-    cos, sin = cos[:, None, :], sin[:, None, :]
+    cos, sin = cos[..., None, :], sin[..., None, :]
     tail = x[..., 2 * half :]
     if interleaved:
         pairs = x[..., : 2 * half].reshape(*x.shape[:-1], half, 2)

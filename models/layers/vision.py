@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -25,3 +26,25 @@ class PatchEmbedding(nn.Module):
         patches = planes.permute(0, 2, 4, 1, 3, 5).reshape(batch, down * across, -1)
         projected: Tensor = self.projection(patches)
         return projected
+
+
+def windows(rows: int, columns: int, side: int) -> Tensor:
+    """A frame of ``rows`` by ``columns`` cells, numbered row by row, cut into squares of ``side``: int ``[W, cells]``.
+
+    Squares come row by row, and so do the cells in each; where the frame ends within a square, -1 stands for what is
+    missing. A side longer than the frame's is the frame's.
+    """
+    high, wide = min(side, rows), min(side, columns)
+    frame = torch.full((-(-rows // high) * high, -(-columns // wide) * wide), -1)
+    frame[:rows, :columns] = torch.arange(rows * columns).view(rows, columns)
+    squares = frame.view(-1, high, frame.shape[1] // wide, wide).transpose(1, 2)
+    return squares.reshape(-1, high * wide)
+
+
+def cells(rows: int, columns: int, side: int) -> Tensor:
+    """Row and column of each cell of a frame that is numbered square after square of ``side``: int ``[cells, 2]``.
+
+    The squares fill the frame, else there is no such numbering.
+    """
+    order = windows(rows, columns, side).flatten()
+    return torch.stack([order // columns, order % columns], dim=-1)

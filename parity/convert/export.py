@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from models.authoring.config import EncoderDecoderConfig, ModelConfig
+from models.authoring.config import EncoderDecoderConfig, ModelConfig, VisionLanguageConfig, WindowedVisionConfig
 from models.authoring.hf_config import HFConfig
 from models.authoring.session import shipped_sessions
 from models.registry import Model
@@ -56,15 +57,17 @@ def to_file(
     prefill_lengths: tuple[int, ...],
     cache_length: int | None,
     prefill_logits: bool,
+    grids: Sequence[str] = (),
     reporter: Reporter,
     audio_seconds: float | None = None,
 ) -> ConvertedFile:
     """Convert, quantize if a recipe is given, and put the file in place only when it is complete.
 
-    A model that hears takes up to ``audio_seconds``.
+    A model that hears takes up to ``audio_seconds``; ``grids`` are those of the pictures that a prompt may hold, such
+    as ``32x32`` patches down and across.
 
     Raises:
-        UsageError: lengths, recipe or place cannot be used.
+        UsageError: lengths, grids, recipe or place cannot be used.
         ParityError, ModelError: the weights or the converter failed; nothing is left behind.
     """
     began = time.perf_counter()
@@ -90,7 +93,13 @@ def to_file(
     if cache_length > config.max_positions:
         known = config.max_positions
         raise UsageError(f"--kv-cache {cache_length} is more than the {known} positions {name} knows; lower it")
-    export = _for_any_session(export, config, samples=round((seconds or 0) * RATE), asked=bool(prefill_lengths))
+    export = _for_any_session(
+        export,
+        config,
+        samples=round((seconds or 0) * RATE),
+        grids=_grids(grids, config, name),
+        asked=bool(prefill_lengths),
+    )
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=destination.parent) as scratch:
         made = Path(scratch) / "float.tflite"
         with reporter.step("converting") as progress:
@@ -125,7 +134,26 @@ def _audio_seconds(config: ModelConfig, asked: float | None) -> float | None:
     return seconds
 
 
-def _for_any_session(export: Export, config: ModelConfig, *, samples: int, asked: bool) -> Export:
+def _grids(asked: Sequence[str], config: ModelConfig, name: str) -> list[tuple[int, int]]:
+    """Grids as they were written, which the model must have a use for."""
+    vision = config.vision if isinstance(config, VisionLanguageConfig) else None
+    if asked and not isinstance(vision, WindowedVisionConfig):
+        raise UsageError(f"--grid {asked[0]} means nothing to {name}, which takes no pictures of different grids")
+    grids = []
+    for grid in asked:
+        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", grid)
+        if match is None:
+            raise UsageError(f"--grid {grid} is no grid; write patches down and across, such as 32x32")
+        down, across = int(match[1]), int(match[2])
+        if isinstance(vision, WindowedVisionConfig) and (down % vision.merge or across % vision.merge):
+            raise UsageError(f"--grid {grid} is not filled by squares of {vision.merge} by {vision.merge} patches")
+        grids.append((down, across))
+    return grids
+
+
+def _for_any_session(
+    export: Export, config: ModelConfig, *, samples: int, grids: Sequence[tuple[int, int]], asked: bool
+) -> Export:
     """The export with every entry point, and with prefills that hold a picture and words where prompts go in whole.
 
     Such a prompt cannot leave its last token to ``decode``, whose logits the others would not have seen: its prefill
@@ -134,7 +162,8 @@ def _for_any_session(export: Export, config: ModelConfig, *, samples: int, asked
     Raises:
         UsageError: no prefill that was asked for holds a picture.
     """
-    export = replace(export, sessions=shipped_sessions(config, max(export.prefill_lengths), samples))
+    longest = max(export.prefill_lengths)
+    export = replace(export, sessions=shipped_sessions(config, longest, samples=samples, grids=grids))
     if not any(session.whole for session in export.sessions):
         return export
     rows = max(sum(call.rows for call in session.calls) for session in export.sessions)

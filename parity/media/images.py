@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from models.authoring.config import VisionLanguageConfig
+from models.authoring.config import SiglipConfig, VisionLanguageConfig, WindowedVisionConfig
 from models.authoring.session import Tensors, image_lengths
 from parity.errors import PromptError
 from parity.media.pictures import open_picture
@@ -54,14 +54,33 @@ class ImageReader:
                 f"the image processor refuses the pictures of prompt {who} ({said}); choose others"
             ) from None
         media = {name: np.asarray(value) for name, value in made.items()}
-        vision = self.config.vision
-        have, wanted = media["pixel_values"].shape[1:], (vision.channels, vision.image_size, vision.image_size)
-        if have != wanted:
+        misfits = _misfits(self.config.vision, self.processor, media)
+        if misfits:
             raise PromptError(
-                f"the image processor in {self.folder} makes pictures of {list(have)}, the model takes {list(wanted)}; "
-                "preprocessor_config.json belongs to another model"
+                f"the image processor in {self.folder} makes {misfits}; preprocessor_config.json belongs to another "
+                "model"
             )
         return media
+
+
+def _misfits(vision: SiglipConfig | WindowedVisionConfig, processor: Any, media: Tensors) -> str:
+    """What of a processor and of what it made the tower does not take; empty where it takes all."""
+    match vision:
+        case SiglipConfig():
+            have, wanted = media["pixel_values"].shape[1:], (vision.channels, vision.image_size, vision.image_size)
+            return "" if have == wanted else f"pictures of {list(have)}, the model takes {list(wanted)}"
+        case WindowedVisionConfig():
+            if "image_grid_thw" not in media:
+                return "whole pictures, the model takes patches and their grid"
+            sizes = {"patch_size": vision.patch_size, "merge_size": vision.merge, "temporal_patch_size": vision.time}
+            for name, size in sizes.items():
+                if getattr(processor, name, None) != size:
+                    return f"patches with {name} {getattr(processor, name, None)}, the model takes {size}"
+            for time, down, across in media["image_grid_thw"].tolist():
+                if time != 1 or down % vision.merge or across % vision.merge:
+                    squares = f"squares of {vision.merge} by {vision.merge}"
+                    return f"a grid of {time} x {down} x {across} patches, the model takes {squares} of a still picture"
+            return ""
 
 
 def with_images(who: str, text: str, tokenizer: Any, config: VisionLanguageConfig, media: Tensors) -> list[int]:
@@ -88,6 +107,8 @@ def with_images(who: str, text: str, tokenizer: Any, config: VisionLanguageConfi
             words = tokenizer(piece, add_special_tokens=not begun).input_ids
             if config.image_token in words:
                 raise PromptError(f"prompt {who} has an image token in its text; write {MARKER} and name an image")
+            if config.video_token in words:
+                raise PromptError(f"prompt {who} has a video token in its text; only still pictures are supported")
             ids += words
             begun = True
     return ids

@@ -90,8 +90,31 @@ def landscape() -> Image:
     return picture
 
 
+def flag() -> Image:
+    """Three stripes and a ring, small, 60 x 36."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (60, 36), (255, 255, 255))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((0, 0, 59, 11), fill=(0, 90, 60))
+    pen.rectangle((0, 24, 59, 35), fill=(190, 20, 50))
+    pen.ellipse((34, 8, 54, 28), outline=(20, 20, 120), width=3)
+    return picture
+
+
+def icon() -> Image:
+    """A tick on a ground of two colours, as small as a letter, 24 x 24."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (24, 24), (220, 240, 220))
+    pen = ImageDraw.Draw(picture)
+    pen.polygon([(0, 0), (23, 0), (0, 23)], fill=(120, 160, 210))
+    pen.line([(5, 12), (10, 18), (19, 5)], fill=(10, 60, 10), width=3)
+    return picture
+
+
 PICTURES: dict[str, Callable[[], Image]] = {
-    made.__name__: made for made in (shapes, gradient, sign, noise, rings, night, landscape)
+    made.__name__: made for made in (shapes, gradient, sign, noise, rings, night, landscape, flag, icon)
 }
 
 

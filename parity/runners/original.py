@@ -172,15 +172,26 @@ class EncoderDecoderOriginal:
 class ImageTextOriginal(OriginalSession):
     """A causal language model that is shown pictures along with the prompt."""
 
+    @property
+    def axial(self) -> bool:
+        """Whether pictures have positions on several axes."""
+        return hasattr(self.model.model, "rope_deltas")
+
     def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002  (its cache grows as it must)
         import torch
 
         given = {name: torch.tensor(value) for name, value in prompt.media.items()}
-        encoded = self.model.get_image_features(**given).pooler_output.flatten(0, 1).numpy() if given else None
+        encoded = torch.cat(tuple(self.model.get_image_features(**given).pooler_output)).numpy() if given else None
         tokens = torch.tensor([prompt.prompt])
-        # Without a type for every token, prompt as well as picture, the original takes another mask than it was
-        # trained with.
-        given |= {"token_type_ids": torch.zeros_like(tokens), "attention_mask": torch.ones_like(tokens)}
+        given["attention_mask"] = torch.ones_like(tokens)
+        if self.axial:
+            # Without a type for every token the original takes plain positions; those of an earlier prompt linger.
+            given["mm_token_type_ids"] = (tokens == self.model.config.image_token_id).int()
+            self.model.model.rope_deltas = None
+        else:
+            # Without a type for every token, prompt as well as picture, the original takes another mask than it was
+            # trained with.
+            given["token_type_ids"] = torch.zeros_like(tokens)
         self.cache = None
         return Prefilled(self._run(prompt.prompt, **given), encoded)
 

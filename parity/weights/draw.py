@@ -43,8 +43,8 @@ CHUNK = 1 << 22
 
 _SUM_MEAN = 2 * 65535  # of four uniform 16-bit integers
 _SUM_STD = math.sqrt(4 * (65536**2 - 1) / 12)
-_WRITES_TO_STREAM = re.compile(r"\.(o_proj|down_proj|dense|fc2|out_proj|proj_2|o|wo|conv3)\.")
-_READS_QUERY_OR_KEY = re.compile(r"\.(q_proj|k_proj|qkv_proj|q|k)\.")
+_WRITES_TO_STREAM = re.compile(r"\.(o_proj|down_proj|dense|fc2|out_proj|proj_2|o|wo|conv3|attn\.proj)\.")
+_READS_QUERY_OR_KEY = re.compile(r"\.(q_proj|k_proj|qkv_proj|qkv|q|k)\.")
 _TABLE = re.compile(r"(^|\.)(embed_tokens|lm_head|token_embeddings|shared)\.")
 #: Norms of what a block adds to the stream; they, not the matrices before them, decide how much that is.
 _POST_NORM = re.compile(r"\.(post_attention_layernorm|post_feedforward_layernorm)\.")
@@ -56,10 +56,13 @@ SAMPLE = 0.1
 _LAYER = re.compile(r"\.(\d+)\.")
 #: A tower for pictures has a stream of its own, which begins with patches and their positions, and which a projector
 #: hands on to the text's.
-_TOWER = re.compile(r"(^|\.)vision_tower\.")
-_PATCHES = re.compile(r"\.patch_embedding\.")
+_TOWER = re.compile(r"(^|\.)(vision_tower|visual)\.")
+_PATCHES = re.compile(r"\.patch_embed(ding)?\.")
 _POSITIONS = re.compile(r"\.position_embedding\.")
-_PROJECTOR = re.compile(r"(^|\.)multi_modal_projector\.")
+_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|merger\.mlp\.2)\.")
+#: Before it, what reads several patches put end to end; and a bias beside which rows as small as words' would be lost.
+_JOINED = re.compile(r"\.merger\.mlp\.0\.")
+_SMALL_BIAS = re.compile(r"\.merger\.mlp\.2\.bias$")
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,10 @@ def plan(layout: Mapping[str, tuple[int, ...]], seed: str, manner: Manner) -> li
 
 
 def _planned(name: str, shape: tuple[int, ...], seed: str, strength: float, embedded: float, manner: Manner) -> Drawn:
-    if std := _std_apart(name, shape):
-        return Drawn(name, shape, "apart", std)
     if drawn := _of_pictures(name, shape, embedded):
         return drawn
+    if std := _std_apart(name, shape):
+        return Drawn(name, shape, "apart", std)
     if _TOWER.search(name):  # a plain encoder, whatever the text model is like
         strength, manner = 1.0, Manner()
     layer = _LAYER.search(name)
@@ -137,12 +140,16 @@ def _std_apart(name: str, shape: tuple[int, ...]) -> float | None:
 
 def _of_pictures(name: str, shape: tuple[int, ...], embedded: float) -> Drawn | None:
     """What makes the tower's stream, and what makes rows of it that are as large as those of words."""
+    if name.endswith(".bias"):
+        return Drawn(name, shape, "apart", 0.2 * embedded) if _SMALL_BIAS.search(name) else None
     if _PATCHES.search(name):
         return Drawn(name, shape, "writer", 1 / math.sqrt(math.prod(shape[1:])))
     if _POSITIONS.search(name):
         return Drawn(name, shape, "reader", 0.5)
     if _PROJECTOR.search(name):
         return Drawn(name, shape, "writer", embedded / math.sqrt(shape[-1]))
+    if _JOINED.search(name):
+        return Drawn(name, shape, "reader", 1 / math.sqrt(shape[-1]))
     return None
 
 

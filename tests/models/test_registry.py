@@ -49,6 +49,7 @@ CONTRACT = {
     "qwen2.5-0.5b": (),
     "qwen2.5-1.5b": (),
     "qwen2.5-3b": (),
+    "qwen2.5-vl-3b": (),
     "deepseek-r1-distill-qwen-1.5b": ("deepseek",),
     "amd-llama-135m": (),
 }

@@ -149,7 +149,7 @@ def test_embedding_is_scaled_by_what_is_configured(model: registry.Model) -> Non
         assert config.embedding_scale == (config.width**0.5 if model.family.name == "gemma" else 1.0)
     built = drawn(config_of(model))
     tokens, positions = torch.tensor([[3, 1, 4, 1]]), torch.arange(4)
-    hidden = built.embed(tokens, positions, cache_length=4)[0]
+    hidden = built.embed(tokens, positions, positions, cache_length=4)[0]
     assert torch.equal(hidden, built.embed.tokens.weight[tokens] * built.config.embedding_scale)
 
 

@@ -74,6 +74,7 @@ PUBLISHED_TENSORS = {
     "t5-base": 257,
     "moonshine-tiny": 160,
     "moonshine-base": 210,
+    "qwen2.5-vl-3b": 824,
 }
 
 

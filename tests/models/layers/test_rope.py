@@ -447,3 +447,46 @@ def test_interleaved_scores_depend_on_the_distance(
     origin = interleaved(query, [distance], config) * interleaved(key, [0], config)
     # Angles up to 16384 are each rounded to 2e-12.
     torch.testing.assert_close(here.sum(), origin.sum(), rtol=0, atol=1e-10 * head_dim)
+
+
+@st.composite
+def sectioned(draw: st.DrawFn) -> RopeConfig:
+    sections = tuple(draw(st.lists(st.integers(1, 12), min_size=3, max_size=3)))
+    return RopeConfig(theta=draw(thetas), rotary_dim=2 * sum(sections), sections=sections)
+
+
+@LAWS
+@given(config=sectioned(), at=st.lists(positions, min_size=1, max_size=8))
+def test_equal_positions_on_all_axes_are_plain_rotation(config: RopeConfig, at: list[int]) -> None:
+    """Bit for bit."""
+    plain = RopeTables(replace(config, sections=None))(torch.tensor(at))
+    on_axes = RopeTables(config)(torch.tensor([at] * 3))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(on_axes, plain, strict=True))
+
+
+@LAWS
+@given(config=sectioned(), at=st.lists(st.tuples(positions, positions, positions), min_size=1, max_size=8))
+def test_each_section_turns_with_its_own_axis(config: RopeConfig, at: list[tuple[int, int, int]]) -> None:
+    """The tables are the original's, for positions that differ between the axes."""
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
+
+    assert config.sections is not None
+    theirs = Qwen2_5_VLRotaryEmbedding(
+        Qwen2_5_VLTextConfig(
+            hidden_size=config.rotary_dim,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": config.theta,
+                "mrope_section": list(config.sections),
+            },
+        )
+    )
+    axes = torch.tensor(at).T
+    # The frequencies of one of them, whose last bits would be turns of angle at positions in the thousands.
+    tables = RopeTables(config)
+    tables.frequencies = theirs.inv_freq
+    for ours, expected in zip(tables(axes), theirs(torch.zeros(1), axes[:, None]), strict=True):
+        assert torch.equal(ours, expected[0, :, : ours.shape[-1]])
