@@ -163,8 +163,8 @@ MISTAKES = (
         "openelm rotation before the norm of q",
         "openelm-270m",
         ATTENTION,
-        "query = apply_rope(self.q_norm(self.q_proj(x).view(heads)), cos, sin)",
-        "query = self.q_norm(apply_rope(self.q_proj(x).view(heads), cos, sin))",
+        "query = self._rotated(self.q_norm(self._heads(self.q_proj(x))), cos, sin)",
+        "query = self.q_norm(self._rotated(self._heads(self.q_proj(x)), cos, sin))",
     ),
     Mistake(
         "openelm halves of the feed-forward swapped",
