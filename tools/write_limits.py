@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from parity.compare.limits import FLOAT_LIMITS, ORIGINAL_LIMITS, RECIPE_LIMITS, Limit
+from parity.compare.limits import ENCODER_LIMITS, FLOAT_LIMITS, ORIGINAL_LIMITS, RECIPE_LIMITS, Limit
 
 HEADER = """\
 # Limits
@@ -52,6 +52,14 @@ no limits are known, and the verdict is ERROR.
 """
 
 
+ENCODERS = """\
+## Encoders of quantized rungs
+
+What an encoder makes is no distribution; it is judged by its relative distance to the oracle's. On float rungs it is
+held to the limits above, in units of the original's own rounding of the same rows.
+"""
+
+
 def rows(limits: Sequence[Limit]) -> Iterator[str]:
     """A Markdown table of limits."""
     yield "| metric | limit | reason |"
@@ -68,6 +76,9 @@ def document() -> str:
     lines = [HEADER, *rows(FLOAT_LIMITS), ORIGINAL, *rows(ORIGINAL_LIMITS), QUANTIZED]
     for recipe, limits in RECIPE_LIMITS.items():
         lines += [f"### `{recipe}`", "", *rows(limits), ""]
+    lines.append(ENCODERS)
+    for recipe, limits in ENCODER_LIMITS.items():
+        lines += [f"### `{recipe}`, what the encoder made", "", *rows(limits), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
