@@ -4,6 +4,9 @@ import pytest
 
 pytest_plugins = ["parity.pytest_plugin"]
 
+#: Files of slow tests that share nothing, and may go to whatever process is free.
+APART = ("test_planted_mistakes.py", "test_odd_checkpoints.py")
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -11,4 +14,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         callspec = getattr(item, "callspec", None)
         case = callspec.params.get("parity_edge") if callspec else None
-        item.add_marker(pytest.mark.xdist_group(case[0].name if case else str(item.path)))
+        together = item.nodeid if item.path.name in APART else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(case[0].name if case else together))

@@ -236,6 +236,12 @@ def generate(
     name: OneModel,
     text: Annotated[str, typer.Argument(metavar="[TEXT]", help="The prompt, or what a transcript begins with.")] = "",
     audio: Annotated[str | None, typer.Option("--audio", help="A sound to transcribe by name, or a WAV file.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image", help="A picture by name, or a file; repeatable. Stands in front, or where TEXT has <image>."
+        ),
+    ] = None,
     weights: WeightsOption = "tiny",
     recipe: Recipes = None,
     rung: Rungs = None,
@@ -246,6 +252,7 @@ def generate(
     from rich.console import Console
 
     from parity.inputs import Prompt
+    from parity.media.images import MARKER
     from parity.pipeline import Request
     from parity.pipeline import generate as run
     from parity.report.side_by_side import render_generation
@@ -257,7 +264,10 @@ def generate(
         rungs=rung or (),
         remote_code=trust_remote_code,
     )
-    results = run(request, Prompt("prompt", text, "", audio=audio), tokens, _reporter())
+    if image and MARKER not in text:
+        text = MARKER * len(image) + text
+    prompt = Prompt("prompt", text, "", audio=audio, images=tuple(image or ()))
+    results = run(request, prompt, tokens, _reporter())
     render_generation(results, Console())
     raise typer.Exit(INCONCLUSIVE if any(result.cause for result in results) else PASSED)
 

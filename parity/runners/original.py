@@ -115,12 +115,16 @@ class OriginalSession:
         self.cache: Any = None
 
     def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002  (its cache grows as it must)
-        self.cache = None
-        return Prefilled(self._run(prompt.prompt))
+        return Prefilled(self.start(prompt.prompt))
 
     def decode(self, token: int) -> Logits:
         logits: Logits = self._run([token])[0]
         return logits
+
+    def start(self, tokens: Sequence[int], **given: Any) -> Logits:
+        """Start over with ``tokens`` and what else the model takes along with them; logits ``[T, V]``."""
+        self.cache = None
+        return self._run(tokens, **given)
 
     def _run(self, tokens: Sequence[int], **given: Any) -> Logits:
         import torch
@@ -169,13 +173,16 @@ class EncoderDecoderOriginal:
         return logits
 
 
-class ImageTextOriginal(OriginalSession):
+class ImageTextOriginal:
     """A causal language model that is shown pictures along with the prompt."""
 
-    @property
-    def axial(self) -> bool:
-        """Whether pictures have positions on several axes."""
-        return hasattr(self.model.model, "rope_deltas")
+    note = ""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.text = OriginalSession(model)
+        #: Whether pictures have positions on several axes.
+        self.axial = hasattr(model.model, "rope_deltas")
 
     def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002  (its cache grows as it must)
         import torch
@@ -192,8 +199,10 @@ class ImageTextOriginal(OriginalSession):
             # Without a type for every token, prompt as well as picture, the original takes another mask than it was
             # trained with.
             given["token_type_ids"] = torch.zeros_like(tokens)
-        self.cache = None
-        return Prefilled(self._run(prompt.prompt, **given), encoded)
+        return Prefilled(self.text.start(prompt.prompt, **given), encoded)
+
+    def decode(self, token: int) -> Logits:
+        return self.text.decode(token)
 
 
 def session_of(model: Any) -> Session:
