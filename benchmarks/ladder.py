@@ -21,7 +21,7 @@ from typing import Any
 
 RUNS = 5
 TINY = ("smollm-135m", "qwen2.5-0.5b")
-FULL = ("smollm-135m", "openelm-270m", "openelm-450m")
+FULL = ("smollm-135m", "openelm-270m", "openelm-450m", "moonshine-tiny", "t5-small")
 
 HEADER = """\
 # Measured times and memory
@@ -65,12 +65,12 @@ def full_table(model: str) -> Iterator[str]:
     costs = {rung["name"]: rung for rung in report["rungs"]}
     for edge in report["edges"]:
         figures, cost = edge["metrics"], costs[edge["candidate"]]
+        name = edge["candidate"] + ("" if edge["output"] == "logits" else f", {edge['output']}")
         ratio = f"{figures['floor_ratio']:.2f}" if "floor_ratio" in edge["limits"] else "-"
-        yield (
-            f"| {edge['candidate']} | {edge['verdict']} | {ratio} | {figures['rel_l2']:.2g} | {figures['kl_mean']:.2g} "
-            f"| {figures['kl_p99']:.2g} | {figures['top1_agreement_clear']:.3f} | {figures['perplexity_ratio']:.4f} "
-            f"| {cost['seconds']:.1f} | {cost['peak_rss_mb']:.0f} |"
-        )
+        shown = (("kl_mean", ".2g"), ("kl_p99", ".2g"), ("top1_agreement_clear", ".3f"), ("perplexity_ratio", ".4f"))
+        rest = [format(figures[metric], form) if metric in figures else "-" for metric, form in shown]
+        spent = [f"{cost['seconds']:.1f}", f"{cost['peak_rss_mb']:.0f}"]
+        yield f"| {' | '.join([name, edge['verdict'], ratio, format(figures['rel_l2'], '.2g'), *rest, *spent])} |"
     oracle = costs["original64"]
     made = costs["float"]["artifact"]
     yield f"\nThe oracle took {oracle['seconds']:.1f} s and {oracle['peak_rss_mb']:.0f} MB at its peak; converting to"
