@@ -96,7 +96,7 @@ def _for_encoders(source: Path, recipe: Recipe) -> list[dict[str, Any]]:
     if shared := {weight.scope for weight in weights if weight not in encoders} - elsewhere:
         raise RungError(f"{min(shared)} is read by an encoder and by others under one name; use one recipe for both")
     wanted = [(weight, _rule_for(weight, entries(recipe))) for weight in encoders]
-    plain = {"algorithm_key": "no_quantize", "op_config": {}}
+    plain = {"operation": "*", "algorithm_key": "no_quantize", "op_config": {}}
     return [_only_for(weight, rule or plain) for weight, rule in wanted]
 
 
@@ -111,8 +111,8 @@ def _rule_for(weight: _Weight, rules: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 def _only_for(weight: _Weight, rule: Mapping[str, Any]) -> dict[str, Any]:
-    """The rule for this weight alone."""
-    return {**rule, "regex": f"^{re.escape(weight.scope)}$", "operation": weight.operation}
+    """The rule for this weight alone. Where it was for all operators it still is: those that cannot do it are left."""
+    return {**rule, "regex": f"^{re.escape(weight.scope)}$"}
 
 
 def _asked(weight: _Weight, rules: Sequence[dict[str, Any]]) -> str | None:
