@@ -123,8 +123,11 @@ def when(name: str, before: list[str]) -> str:
     """How often a runtime calls it."""
     if name.startswith("encode"):
         return "once for each source"
+    if name.endswith("_pixel"):
+        return "for a prompt with pictures"
     if name.startswith("prefill"):
-        return "until the prompt is in the cache"
+        other = any(earlier.endswith("_pixel") for earlier in before)
+        return "or, for a prompt without pictures" if other else "until the prompt is in the cache"
     further = any(earlier.startswith("prefill") for earlier in before)
     return "for every further token" if further else "for every token, the start first"
 
@@ -142,7 +145,7 @@ def draw(name: str, length: int) -> str:
         if signature.name.startswith("encode"):
             encoded += [row.name for row in given]
             given = [Row("encoder", row.name, row.shape) for row in given]
-        height = ROW * max(len(taken), len(given)) + 12
+        height = max(ROW * max(len(taken), len(given)) + 12, 64)
         middle = WIDTH // 2
         chips = [
             {
