@@ -17,6 +17,14 @@ def test_limits_page_is_current() -> None:
     assert (ROOT / "docs" / "limits.md").read_text(encoding="utf-8") == document
 
 
+@pytest.mark.parametrize("kind", ["decoder-only", "encoder-decoder", "vision-language"])
+def test_drawn_signatures_are_current(kind: str) -> None:
+    """docs/signatures are what tools/draw_signatures.py draws today."""
+    tool = runpy.run_path(str(ROOT / "tools" / "draw_signatures.py"))
+    drawn = (ROOT / "docs" / "signatures" / f"{kind}.svg").read_text(encoding="utf-8")
+    assert tool["draw"](*tool["KINDS"][kind]) == drawn
+
+
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link of a page names a file."""
