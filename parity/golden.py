@@ -25,8 +25,10 @@ from parity.files import sha256_of, whole_file
 from parity.inputs import Inputs, read_prompts
 from parity.trace import Trace
 from parity.weights import Weights
+from parity.weights.published import CONFIGURATION
 
-SCHEMA_VERSION = 1
+#: Of the sidecar and of the trace beside it.
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,16 @@ class Recording:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The sidecar.
+        """The sidecar, of whatever schema it is.
 
         Raises:
             GoldenError: missing or not a sidecar.
         """
         try:
             facts = dict(json.loads(self.sidecar.read_text(encoding="utf-8")))
-            version, digest = facts["schema_version"], facts.pop("sha256")
+            digest = facts.pop("sha256")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GoldenError(f"{self.sidecar} is not a recording's sidecar ({error}); record it again") from None
-        if version != SCHEMA_VERSION:
-            raise GoldenError(f"{self.sidecar} is of schema {version}, not {SCHEMA_VERSION}; record it again")
         if digest != _digest(facts):
             raise GoldenError(f"{self.sidecar} has been edited since it was recorded; record it again")
         return facts
@@ -142,7 +142,9 @@ class GoldenStore:
         recording = self.of(model, weights, inputs.name)
         renewal = f"renew it with `{self._command(model, weights, inputs)} --overwrite`"
         facts = recording.facts
-        recorded = facts.get("identity", {})
+        version, recorded = facts.get("schema_version"), facts.get("identity", {})
+        if version != SCHEMA_VERSION:
+            raise GoldenError(f"{recording.name} is stale: it is of schema {version}, not {SCHEMA_VERSION}; {renewal}")
         if changed := [what for what, now in identity(weights, inputs).items() if recorded.get(what) != now]:
             raise GoldenError(f"{recording.name} is stale: {' and '.join(changed)} changed since; {renewal}")
         if facts.get("logits_sha256") != sha256_of([recording.path]):
@@ -162,11 +164,13 @@ class GoldenStore:
 def identity(weights: Weights, inputs: Inputs) -> dict[str, str]:
     """Hashes of everything that decides what the original computes on these inputs."""
     media = inputs.media_sha256
+    described = [path for name in CONFIGURATION if (path := weights.folder / name).is_file()]
     return {
         "weights": weights.sha256,
-        "config": sha256_of([weights.folder / "config.json"]),
+        "config": sha256_of(described),
         "tokenizer": inputs.tokenizer_sha256,
         "prompts": inputs.sha256,
+        "token ids": inputs.token_ids_sha256,
         **({"media": media} if media else {}),
     }
 

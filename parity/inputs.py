@@ -99,8 +99,14 @@ class Inputs:
         return sum(prompt.positions for prompt in self.prompts)
 
     @property
+    def token_ids_sha256(self) -> str:
+        """Of the ids of all prompts and continuations."""
+        ids = [(prompt.id, prompt.prompt, prompt.continuation) for prompt in self.prompts]
+        return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+
+    @property
     def media_sha256(self) -> str | None:
-        """Of what was read from pictures and sounds (ids follow from prompts and tokenizer), if anything was."""
+        """Of what was read from pictures and sounds, if anything was."""
         digest = hashlib.sha256()
         values = [
             value

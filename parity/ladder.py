@@ -27,7 +27,7 @@ from parity.errors import ParityError, PromptError, UsageError
 from parity.files import sha256_of
 from parity.inputs import Inputs
 from parity.progress import Reporter
-from parity.runners.base import Recorded, Runner, record
+from parity.runners.base import Guide, Recorded, Runner, record
 from parity.runners.litert import LiteRT
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
@@ -97,10 +97,10 @@ class Rung:
 
 @dataclass(kw_only=True)
 class Ladder:
-    """Everything the rungs of one run share. ``generate`` tokens are generated freely after each prompt.
+    """Everything the rungs of one run share. At most ``generate`` tokens are generated after each prompt.
 
     There is one export for each cache length that the prompts need: one, or two where the frequencies of a session
-    depend on how long it gets (LongRoPE).
+    depend on how long it gets (LongRoPE). ``end_tokens`` are those that our rungs take for the end of a text.
     """
 
     model: Model
@@ -109,6 +109,7 @@ class Ladder:
     plan: Plan
     exports: tuple[Export, ...]
     config: ModelConfig
+    end_tokens: frozenset[int]
     generate: int
     scratch: Path
     reporter: Reporter
@@ -133,8 +134,8 @@ class Ladder:
         with self._conversion(self.exports[0]) as job:
             yield job
 
-    def original(self) -> tuple[Recorded, Recorded]:
-        """The oracle and the original.
+    def original(self, *, guided: bool = True) -> tuple[Recorded, Recorded]:
+        """The oracle and the original, whose generation is led along the oracle's if it is ``guided``.
 
         Raises:
             ParityError, ModelError: either could not be run to its end.
@@ -142,17 +143,22 @@ class Ladder:
         try:
             with published(self.model.family.name, self.weights.folder, self.scratch, self.reporter) as folder:
                 oracle = self.run(Original(folder, "float64", self.threads, self.remote_code))
-                return oracle, self.run(Original(folder, "float32", self.threads, self.remote_code))
+                guide = oracle.trace.said if guided else None
+                return oracle, self.run(Original(folder, "float32", self.threads, self.remote_code), guide)
         except ParityError:
             # Strict loading names the tensor and the remedy, where the original's library often names neither.
             isolated.run("loading", partial(_load_strictly, self.model.family.name, self.weights.folder))
             raise
 
-    def rungs(self, converting: isolated.Job[FloatFile] | None) -> Iterator[Rung]:
-        """Every wanted rung below the original, as it finishes. What stops one is its cause, not the end of the run."""
+    def rungs(self, converting: isolated.Job[FloatFile] | None, guide: Guide | None = None) -> Iterator[Rung]:
+        """Every wanted rung below the original, as it finishes. What stops one is its cause, not the end of the run.
+
+        Their generation is led along ``guide``, if there is one.
+        """
         if self.plan.reauthored:
             lengths = tuple(export.cache_length for export in self.exports)
-            yield self._try(Reauthored(self.model.family.name, self.weights.folder, lengths, self.threads), {})
+            ours = Reauthored(self.model.family.name, self.weights.folder, lengths, self.threads, self.end_tokens)
+            yield self._try(ours, {}, guide)
         if not self.plan.files:
             return
         try:
@@ -168,18 +174,20 @@ class Ladder:
                 "convert_seconds": seconds,
                 "convert_peak_rss_mb": peak,
             }
-            yield self._try_files("float", [file.path for file in files], facts)
+            yield self._try_files("float", [file.path for file in files], facts, guide)
         for recipe in self.plan.recipes:
-            yield self._try_recipe(recipe, files)
+            yield self._try_recipe(recipe, files, guide)
 
-    def run(self, runner: Runner) -> Recorded:
+    def run(self, runner: Runner, guide: Guide | None = None) -> Recorded:
         """Record one rung and refuse a trace that is not one.
 
         Raises:
             ParityError, ModelError: it could not be run to its end, or what it gave is unusable.
         """
         with self.reporter.step(runner.name) as progress:
-            recorded = record(runner, self.inputs, self.scratch, generate=self.generate, on_progress=progress)
+            recorded = record(
+                runner, self.inputs, self.scratch, generate=self.generate, guide=guide, on_progress=progress
+            )
         recorded.trace.check(self.inputs, self.config.vocab_size, runner.name)
         return recorded
 
@@ -191,13 +199,13 @@ class Ladder:
         with under_way or self._conversion(export) as job, self.reporter.step("converting") as progress:
             return job.result(progress)
 
-    def _try(self, runner: Runner, artifact: dict[str, Any]) -> Rung:
+    def _try(self, runner: Runner, artifact: dict[str, Any], guide: Guide | None) -> Rung:
         try:
-            return Rung(runner.name, self.run(runner), artifact)
+            return Rung(runner.name, self.run(runner, guide), artifact)
         except (ParityError, ModelError) as error:
             return Rung(runner.name, artifact=artifact, cause=str(error))
 
-    def _try_recipe(self, recipe: Recipe, files: Sequence[FloatFile]) -> Rung:
+    def _try_recipe(self, recipe: Recipe, files: Sequence[FloatFile], guide: Guide | None) -> Rung:
         made = [file.path.with_name(f"quantized_{file.export.cache_length}.tflite") for file in files]
         try:
             done = []
@@ -210,14 +218,14 @@ class Ladder:
                 **summarize(done[0].value),
                 **({"encoder_recipe": recipe.encoder.name} if recipe.encoder else {}),
             }
-            return self._try_files(recipe.name, made, facts)
+            return self._try_files(recipe.name, made, facts, guide)
         except (ParityError, ModelError) as error:
             return Rung(recipe.name, cause=str(error))
         finally:
             for path in made:
                 path.unlink(missing_ok=True)
 
-    def _try_files(self, name: str, paths: Sequence[Path], facts: dict[str, Any]) -> Rung:
+    def _try_files(self, name: str, paths: Sequence[Path], facts: dict[str, Any], guide: Guide | None) -> Rung:
         artifact = {
             "bytes": sum(path.stat().st_size for path in paths),
             "sha256": sha256_of(paths),
@@ -227,7 +235,7 @@ class Ladder:
         regimes = [rope_facts(self.config, export.cache_length) for export in self.exports]
         if any(regimes):
             artifact["rope_regimes"] = regimes
-        return self._try(LiteRT(name, tuple(paths), self.config, self.threads), artifact)
+        return self._try(LiteRT(name, tuple(paths), self.config, self.threads, self.end_tokens), artifact, guide)
 
 
 def _load_strictly(family: str, folder: Path, progress: isolated.Progress) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from models.authoring.end_tokens import end_tokens
 from models.authoring.hf_config import HFConfig
 from models.errors import ModelError, UnknownModelError
 from models.registry import Model
@@ -95,7 +96,7 @@ def check(request: Request, reporter: Reporter) -> Report:
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
         with ladder.converting() as converting:
             reference = findings.referred(*_refer(request, ladder), inputs)
-            for rung in ladder.rungs(converting):
+            for rung in ladder.rungs(converting, reference.trace.said):
                 findings.judge(rung, reference, inputs)
     return findings.report()
 
@@ -140,7 +141,7 @@ def verify_golden(request: Request, store: GoldenStore, reporter: Reporter) -> N
 
 
 def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) -> list[Generated]:
-    """Greedy generation of ``tokens`` tokens after ``prompt``: the original first, then every rung of the request.
+    """At most ``tokens`` tokens that each rung generates after ``prompt`` by itself: the original's first.
 
     Raises:
         ParityError, ModelError: the weights or the original cannot be used.
@@ -154,9 +155,9 @@ def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) 
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
         ladder = _ladder(request, weights, inputs, tokens, Path(scratch), reporter)
         with ladder.converting() as converting:
-            _, original = ladder.original()
+            _, original = ladder.original(guided=False)
             rungs = [Rung("original", original), *ladder.rungs(converting)]
-    said = [rung.recorded.trace.prompts[prompt.id].generated if rung.recorded else () for rung in rungs]
+    said = [rung.recorded.trace.said[prompt.id] if rung.recorded else () for rung in rungs]
     texts = isolated.run("decoding text", partial(_decode, weights.folder, said)).value
     return [Generated(rung.name, ids, words, rung.cause) for rung, ids, words in zip(rungs, said, texts, strict=True)]
 
@@ -192,6 +193,7 @@ def _ladder(
         plan=request.plan,
         exports=exports,
         config=config,
+        end_tokens=end_tokens(weights.folder),
         generate=generate_tokens,
         scratch=scratch,
         reporter=reporter,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +13,61 @@ from parity.errors import RungError
 from parity.files import whole_file
 from parity.inputs import Inputs
 
+#: How many of the best tokens are kept of every generated step.
+BEST = 5
+
 #: Where in a prompt logits were computed: the whole prompt at once, or token by token through the cache.
 PHASES = ("prefill", "decode")
+_STEPS = ("ids", "margins", "ends")
 
 Logits = NDArray[np.floating]
+
+
+def _no_ids() -> NDArray[np.int32]:
+    return np.empty((0, BEST), np.int32)
+
+
+def _no_margins() -> NDArray[np.float32]:
+    return np.empty((0, BEST), np.float32)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Greedy choices, step by step: the ``ids`` ``[G, 5]`` with the best logits, best first, so the first is chosen.
+
+    ``margins`` ``[G, 5]`` are the distances of their logits from the best one's. ``ends`` ``[G]`` says whether the rung
+    takes what it chose for the end of the text. Fewer than five columns where there are fewer tokens.
+    """
+
+    ids: NDArray[np.int32] = field(default_factory=_no_ids)
+    margins: NDArray[np.float32] = field(default_factory=_no_margins)
+    ends: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def chosen(self) -> tuple[int, ...]:
+        """The ids that were chosen."""
+        return tuple(self.ids[:, 0].tolist())
+
+    def margin(self, step: int, token: int) -> float:
+        """How far ``token`` is from being chosen at ``step``; at least so far, if it is not among the best."""
+        found = np.flatnonzero(self.ids[step] == token)
+        return float(self.margins[step, found[0] if len(found) else -1])
 
 
 @dataclass(frozen=True)
 class PromptTrace:
     """Logits of one prompt: ``prefill`` ``[T, V]`` over the prompt, ``decode`` ``[C, V]`` over its continuation.
 
-    ``encoded`` ``[rows, D]`` is what the encoder made of what goes with the prompt, if anything does. ``generated``
-    holds the ids of free-running greedy generation from the prompt, ``margins`` the distance between the two best
-    logits at each of them.
+    ``encoded`` ``[rows, D]`` is what the encoder made of what goes with the prompt, if anything does. ``steps`` are the
+    choices of greedy generation from the prompt.
     """
 
     prefill: Logits
     decode: Logits
-    generated: tuple[int, ...] = ()
-    margins: tuple[float, ...] = ()
+    steps: Steps = field(default_factory=Steps)
     encoded: Logits | None = None
 
 
@@ -40,6 +76,11 @@ class Trace:
     """All prompts of a set, by id."""
 
     prompts: Mapping[str, PromptTrace]
+
+    @property
+    def said(self) -> dict[str, tuple[int, ...]]:
+        """What was generated after each prompt."""
+        return {name: prompt.steps.chosen for name, prompt in self.prompts.items()}
 
     def save(self, path: Path, dtype: type[np.floating] | None = None) -> None:
         """Write the trace, whole or not at all; ``dtype`` rounds the logits for storage."""
@@ -55,8 +96,7 @@ class Trace:
                 if np.isfinite(logits).all() and not np.isfinite(stored).all():
                     raise RungError(f"prompt {name}, {phase}: values beyond what {stored.dtype} can hold")
                 tensors[f"{name}/{phase}"] = stored
-            tensors[f"{name}/generated"] = np.asarray(prompt.generated, dtype=np.int64)
-            tensors[f"{name}/margins"] = np.asarray(prompt.margins, dtype=np.float64)
+            tensors |= {f"{name}/{part}": getattr(prompt.steps, part) for part in _STEPS}
         with whole_file(path) as temporary:
             try:
                 save_file(tensors, temporary)
@@ -82,8 +122,7 @@ class Trace:
                         prefill=tensors[f"{name}/prefill"],
                         decode=tensors[f"{name}/decode"],
                         encoded=tensors.get(f"{name}/encoded"),
-                        generated=tuple(tensors[f"{name}/generated"].tolist()),
-                        margins=tuple(tensors[f"{name}/margins"].tolist()),
+                        steps=Steps(**{part: tensors[f"{name}/{part}"] for part in _STEPS}),
                     )
                     for name in names
                 }
@@ -104,8 +143,7 @@ class Trace:
             raise RungError(f"{who} answered a prompt {extra[0]} that is not in {inputs.name}")
         for prompt in inputs.prompts:
             trace = self.prompts[prompt.id]
-            if len(trace.generated) != len(trace.margins):
-                raise RungError(f"{who}, prompt {prompt.id}: generated tokens and their margins differ in number")
+            _check_steps(trace.steps, vocab_size, f"{who}, prompt {prompt.id}, generation")
             for phase, count in zip(PHASES, (len(prompt.prompt), len(prompt.continuation)), strict=True):
                 where = f"{who}, prompt {prompt.id}, {phase}"
                 _check_rows(getattr(trace, phase), (count, vocab_size), "logits", "positions", where)
@@ -115,6 +153,18 @@ class Trace:
             if trace.encoded is not None:
                 where, width = f"{who}, prompt {prompt.id}, encoder", trace.encoded.shape[-1]
                 _check_rows(trace.encoded, (prompt.encoded_rows, width), "rows", "rows", where)
+
+
+def _check_steps(steps: Steps, vocab_size: int, where: str) -> None:
+    """Refuse choices that are not token ids, or whose parts do not belong together."""
+    ids, margins = steps.ids, steps.margins
+    width = min(BEST, vocab_size) if len(ids) else ids.shape[-1]
+    if not ids.shape == margins.shape == (*steps.ends.shape, width):
+        raise RungError(f"{where}: choices, margins and ends of different numbers")
+    if not ((ids >= 0) & (ids < vocab_size)).all():
+        raise RungError(f"{where}: a token id that is none of the {vocab_size}")
+    if not (margins >= 0).all():  # nor NaN
+        raise RungError(f"{where}: a margin that is no distance")
 
 
 def _check_rows(values: Logits, shape: tuple[int, int], what: str, rows: str, where: str) -> None:

@@ -26,9 +26,12 @@ below half a unit in the last place of float32 (2^-24) counts as that: no float3
 """
 
 ORIGINAL = """
-A rung also fails when its free-running greedy generation leaves the oracle's at a token where the oracle was not
-undecided (a *defect*; a difference where the two best logits are closer than twice the rung's largest error is a *tie*
-and says nothing).
+A rung also fails when it generates something else. The oracle generates freely; every other rung is led along what the
+oracle said, and its own choice is recorded at each step, so one difference does not make all that follows different.
+Another choice is a *tie*, and says nothing, where the oracle's own choice is ahead of the rung's by at most twice the
+rung's largest logit error on the forced positions; else it is a *defect*. Choosing the same token is a defect too where
+one of the two takes it for the end of the text. The oracle's end tokens are those of its own library, ours are read
+from the checkpoint folder by our own reader. Ties and defects of quantized rungs are counted and not judged.
 
 The original itself is held to:
 """

@@ -126,6 +126,13 @@ class HFConfig:
             raise ConfigError(f"{self.source}: {key} is {value}, expected zero or more; fetch the file again")
         return value
 
+    def token_ids(self, key: str) -> frozenset[int]:
+        """Token ids of which there may be one, a list of them, or none."""
+        self._known.add(key)
+        value = self._values.get(key)
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        return frozenset(HFConfig({key: each}, self.source).natural(key) for each in listed)
+
     def layers(self, key: str, default: Any = _REQUIRED) -> int:
         """A number of layers; more than any model has is a damaged file, and would exhaust memory."""
         value = self.positive(key, default)

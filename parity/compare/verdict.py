@@ -82,12 +82,11 @@ class NoiseFloor:
 
 
 def with_generation(edge: Edge, generation: Generation) -> Edge:
-    """The edge, failed if its rung generates something else for no reason that its logits would explain."""
+    """The edge, failed if its rung chooses something else for no reason that its logits would explain."""
     difference = generation.first_difference
     if edge.candidate not in FLOAT_RUNGS or not difference or difference["kind"] != "defect":
         return edge
-    where = f"token {difference['at']} of {difference['prompt']}"
-    defect = f"greedy generation differs at {where}, where the reference's margin is {difference['margin']:.4g}"
+    defect = f"greedy generation, token {difference['at']} of {difference['prompt']}: {difference['cause']}"
     cause = f"{edge.cause}; {defect}" if edge.cause else defect
     return replace(edge, verdict=worst([edge.verdict, Verdict.FAIL]), cause=cause)
 

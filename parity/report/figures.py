@@ -310,17 +310,17 @@ class Generated:
 
 
 def generated(report: Report) -> list[Generated]:
-    """How far generation went along with the reference, rungs that went equally far together."""
+    """At how many steps rungs chose the reference's token, and what the other choices were; equal ones together."""
     grouped: dict[tuple[str, bool], list[str]] = {}
     for entry in report.generation:
         text = f"{whole(entry.get('matches'))}/{whole(entry.get('of'))} tokens"
+        for count, noun in ((entry.get("ties"), "tie"), (entry.get("defects"), "defect")):
+            text += f", {counted(count, noun)}" if number(count) else ""
         difference = entry.get("first_difference")
-        defect = False
-        if isinstance(difference, Mapping):
-            defect = difference.get("kind") != "tie"
+        defect = isinstance(difference, Mapping) and difference.get("kind") != "tie"
+        if isinstance(difference, Mapping) and defect:
             where = f" of {shown(difference['prompt'])}" if "prompt" in difference else ""
-            at, kind = shown(difference.get("at", DASH)), shown(difference.get("kind", DASH))
-            text += f", first difference at token {at}{where} ({kind})"
+            text += f", the first at token {shown(difference.get('at', DASH))}{where}"
         grouped.setdefault((text, defect), []).append(shown(entry.get("rung", DASH)))
     return [Generated(rungs=tuple(rungs), text=text, defect=defect) for (text, defect), rungs in grouped.items()]
 

@@ -34,8 +34,9 @@ def render_generation(results: Sequence[Generated], console: Console) -> None:
         if result.cause:
             table.add_row(Text(result.rung), Text("ERROR", style="bold red"), Text(shown(result.cause)))
             continue
-        pairs = zip(original, result.ids, strict=True)
-        same = next((at for at, (a, b) in enumerate(pairs) if a != b), len(original))
-        style = "" if same == len(original) else "yellow"
+        # Texts that ended are shorter than others.
+        pairs = zip(original, result.ids, strict=False)
+        same = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(original), len(result.ids)))
+        style = "" if original == result.ids else "yellow"
         table.add_row(Text(result.rung), f"{same}/{len(original)}", Text(shown(result.text), style=style))
     console.print(table)

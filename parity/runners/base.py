@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,10 @@ import numpy as np
 from parity import isolated
 from parity.errors import RungError
 from parity.inputs import Inputs, TokenizedPrompt
-from parity.trace import Logits, PromptTrace, Trace
+from parity.trace import BEST, Logits, PromptTrace, Steps, Trace
+
+#: For each prompt, the tokens that generation goes on with, whatever a rung itself would choose.
+Guide = Mapping[str, Sequence[int]]
 
 
 class Prefilled(NamedTuple):
@@ -25,9 +28,13 @@ class Prefilled(NamedTuple):
 
 
 class Session(Protocol):
-    """A loaded model with one key/value cache. ``note`` says where it is from, if not from where one would expect."""
+    """A loaded model with one key/value cache. ``note`` says where it is from, if not from where one would expect.
+
+    ``end_tokens`` are those that it takes for the end of a text.
+    """
 
     note: str
+    end_tokens: frozenset[int]
 
     def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:
         """Start over: what goes with the prompt through the encoder, its tokens at positions 0..T-1.
@@ -73,27 +80,37 @@ class Recorded:
 
 
 def record(
-    runner: Runner, inputs: Inputs, folder: Path, *, generate: int, on_progress: isolated.Progress | None = None
+    runner: Runner,
+    inputs: Inputs,
+    folder: Path,
+    *,
+    generate: int,
+    guide: Guide | None = None,
+    on_progress: isolated.Progress | None = None,
 ) -> Recorded:
     """Run ``runner`` over all inputs in its own process; the trace goes through a file in ``folder``.
 
-    ``generate`` is how many tokens to generate freely after each prompt.
+    ``generate`` is how many tokens to generate freely after each prompt, at most: the text may end before. With a
+    ``guide`` nothing is generated freely: the rung says what it would choose at every step of it.
 
     Raises:
         RungError, ModelError: the rung could not be run to its end.
     """
     path = folder / f"{runner.name}.safetensors"
-    finished = isolated.run(runner.name, partial(_record, runner, inputs, path, generate), on_progress)
+    finished = isolated.run(runner.name, partial(_record, runner, inputs, path, generate, guide), on_progress)
     return Recorded(Trace.load(path), finished.seconds, finished.peak_rss_mb, finished.value)
 
 
-def _record(runner: Runner, inputs: Inputs, path: Path, generate: int, progress: isolated.Progress) -> str:
-    total = sum(1 + len(prompt.continuation) + generate for prompt in inputs.prompts)
+def _record(
+    runner: Runner, inputs: Inputs, path: Path, generate: int, guide: Guide | None, progress: isolated.Progress
+) -> str:
+    steps = {prompt.id: generate if guide is None else len(guide[prompt.id]) for prompt in inputs.prompts}
+    total = sum(1 + len(prompt.continuation) + steps[prompt.id] for prompt in inputs.prompts)
     done = 0
     prompts = {}
     with runner.open() as session:
         for prompt in inputs.prompts:
-            for result in _answer(session, prompt, generate):
+            for result in _answer(session, prompt, steps[prompt.id], guide[prompt.id] if guide else None):
                 done += 1
                 progress(done, total)
                 prompts[prompt.id] = result
@@ -102,8 +119,10 @@ def _record(runner: Runner, inputs: Inputs, path: Path, generate: int, progress:
     return note
 
 
-def _answer(session: Session, prompt: TokenizedPrompt, generate: int) -> Iterator[PromptTrace]:
-    """Teacher forcing, then free running. Yields after every call of the model; the last one is complete."""
+def _answer(
+    session: Session, prompt: TokenizedPrompt, generate: int, guide: Sequence[int] | None
+) -> Iterator[PromptTrace]:
+    """Teacher forcing, then greedy generation. Yields after every call of the model; the last one is complete."""
     until = prompt.until(generate)
     prefill, encoded = session.prefill(prompt, until)
     decoded: list[Logits] = []
@@ -116,14 +135,33 @@ def _answer(session: Session, prompt: TokenizedPrompt, generate: int) -> Iterato
     yield forced
     if not generate:
         return
-    ids: list[int] = []
-    margins: list[float] = []
+    taken: list[Steps] = []
     logits = session.prefill(prompt, until).logits[-1]
     while True:
-        second, best = np.argpartition(logits, -2)[-2:]
-        ids.append(int(best))
-        margins.append(float(logits[best] - logits[second]))
-        yield replace(forced, generated=tuple(ids), margins=tuple(margins))
-        if len(ids) == generate:
+        step = _choose(logits, session.end_tokens, f"generated token {len(taken)} of prompt {prompt.id}")
+        taken.append(step)
+        yield replace(forced, steps=_joined(taken))
+        if len(taken) == generate or (guide is None and step.ends[0]):
             return
-        logits = session.decode(ids[-1])
+        logits = session.decode(step.chosen[0] if guide is None else guide[len(taken) - 1])
+
+
+def _choose(logits: Logits, end_tokens: frozenset[int], where: str) -> Steps:
+    """One step: the best tokens of ``logits`` ``[V]``; of equal ones, the first is better."""
+    if not np.isfinite(logits).all():
+        raise RungError(f"NaN or infinity in the logits of {where}")
+    count = min(BEST, len(logits))
+    best = np.argpartition(-logits, count - 1)[:count]
+    best = best[np.lexsort((best, -logits[best]))]
+    margins = logits[best[0]] - logits[best]
+    ends = [int(best[0]) in end_tokens]
+    return Steps(best[None].astype(np.int32), margins[None].astype(np.float32), np.asarray(ends))
+
+
+def _joined(steps: Sequence[Steps]) -> Steps:
+    """Steps that follow each other as one."""
+    return Steps(
+        ids=np.concatenate([step.ids for step in steps]),
+        margins=np.concatenate([step.margins for step in steps]),
+        ends=np.concatenate([step.ends for step in steps]),
+    )

@@ -87,8 +87,11 @@ class DrivenSession:
 
     note = ""
 
-    def __init__(self, config: ModelConfig, programs: Sequence[Program]) -> None:
+    def __init__(
+        self, config: ModelConfig, programs: Sequence[Program], end_tokens: frozenset[int] = frozenset()
+    ) -> None:
         self.config = config
+        self.end_tokens = end_tokens
         self.programs = {program.cache_length: program for program in programs}
         self.program = programs[0]
         self.given = SessionInputs()

@@ -21,12 +21,16 @@ _PREFILL = re.compile(r"(prefill)_(\d+)(_\w+)?")
 
 @dataclass(frozen=True)
 class LiteRT:
-    """The files ``paths``, one for each cache length; ``name`` is the rung's (``float`` or a recipe)."""
+    """The files ``paths``, one for each cache length; ``name`` is the rung's (``float`` or a recipe).
+
+    A file does not say which tokens end a text; ``end_tokens`` are those of the checkpoint it was made from.
+    """
 
     name: str
     paths: tuple[Path, ...]
     config: ModelConfig
     threads: int
+    end_tokens: frozenset[int] = frozenset()
 
     @contextmanager
     def open(self) -> Iterator[DrivenSession]:
@@ -35,7 +39,7 @@ class LiteRT:
 
         try:
             files = [LiteRTProgram(Interpreter(str(path), num_threads=self.threads)) for path in self.paths]
-            yield DrivenSession(self.config, files)
+            yield DrivenSession(self.config, files, self.end_tokens)
         except (ValueError, RuntimeError) as error:
             raise RungError(f"the runtime refuses {self.name}: {' '.join(str(error).split())[:300]}") from error
 

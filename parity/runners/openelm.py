@@ -36,6 +36,7 @@ class OpenELMSession:
         self.weights = {name: tensor.to(dtype) for file in files for name, tensor in load_file(file).items()}
         self.head_dim = int(self.config["head_dim"])
         self.layers = int(self.config["num_transformer_layers"])
+        self.end_tokens = _end_tokens(folder)
         self.dtype = dtype
         self.past: list[tuple[Tensor, Tensor]] = []
         self.note = f"an independent reference in plain tensor operations, transformers has no openelm{refused}"
@@ -106,3 +107,11 @@ class OpenELMSession:
         angles = torch.arange(start, start + len(x), dtype=self.dtype)[:, None, None] * frequencies
         a, b = x[..., :half], x[..., half:]
         return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], dim=-1)
+
+
+def _end_tokens(folder: Path) -> frozenset[int]:
+    """What the files name as the end of a text; the one about generation goes before the model's."""
+    apart = folder / "generation_config.json"
+    file = apart if apart.is_file() else folder / "config.json"
+    named = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    return frozenset(named if isinstance(named, list) else [] if named is None else [named])

@@ -112,6 +112,7 @@ class OriginalSession:
     def __init__(self, model: Any, note: str = "") -> None:
         self.model = model
         self.note = note
+        self.end_tokens = end_tokens_of(model)
         self.cache: Any = None
 
     def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002  (its cache grows as it must)
@@ -142,6 +143,7 @@ class EncoderDecoderOriginal:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.end_tokens = end_tokens_of(model)
         self.encoded: Any = None
         self.cache: Any = None
 
@@ -181,6 +183,7 @@ class ImageTextOriginal:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.text = OriginalSession(model)
+        self.end_tokens = self.text.end_tokens
         #: Whether pictures have positions on several axes.
         self.axial = hasattr(model.model, "rope_deltas")
 
@@ -210,6 +213,12 @@ def session_of(model: Any) -> Session:
     if hasattr(model, "get_image_features"):
         return ImageTextOriginal(model)
     return EncoderDecoderOriginal(model) if model.config.is_encoder_decoder else OriginalSession(model)
+
+
+def end_tokens_of(model: Any) -> frozenset[int]:
+    """What the library takes for the end of a text: one id, a list of them, or nothing."""
+    named = model.generation_config.eos_token_id
+    return frozenset(named if isinstance(named, list) else [] if named is None else [named])
 
 
 def everything_float64() -> AbstractContextManager[Any]:

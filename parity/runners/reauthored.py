@@ -22,6 +22,7 @@ class Reauthored:
     folder: Path
     cache_lengths: tuple[int, ...]
     threads: int = 1
+    end_tokens: frozenset[int] = frozenset()
     name: str = "reauthored"
 
     @contextmanager
@@ -34,7 +35,8 @@ class Reauthored:
         torch.set_num_threads(self.threads)
         model = registry.family(self.family).load(self.folder)
         with torch.inference_mode():
-            yield DrivenSession(model.config, [TorchProgram(model, length) for length in self.cache_lengths])
+            programs = [TorchProgram(model, length) for length in self.cache_lengths]
+            yield DrivenSession(model.config, programs, self.end_tokens)
 
 
 class TorchProgram:

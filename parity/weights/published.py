@@ -24,6 +24,8 @@ from parity.files import whole_folder
 from parity.inputs import tokenizer_files
 from parity.progress import Reporter
 
+#: What a checkpoint says of its model and of how to generate with it; the second may be missing.
+CONFIGURATION = ("config.json", "generation_config.json")
 #: A tokenizer model says nothing of the token that begins a text; gemma_pytorch's tokenizer always adds it.
 _TOKENIZER_CONFIG = {"add_bos_token": True}
 
@@ -47,7 +49,8 @@ def completed(folder: Path, preset: Preset, say: Callable[[str], None] | None = 
         return folder
     if say and "config.json" in added:
         say(f"{folder} has no configuration of transformers; it is taken to be {preset.name}")
-    links = {path.name: path for path in [*weight_files(folder), *tokenizer.values(), folder / "config.json"]}
+    beside = [path for name in CONFIGURATION if (path := folder / name).is_file()]
+    links = {path.name: path for path in [*weight_files(folder), *tokenizer.values(), *beside]}
     return _linked({name: str(path) for name, path in links.items() if name not in added}, added, folder.name)
 
 
@@ -117,7 +120,9 @@ def _rewrite(family: str, folder: Path, destination: Path, progress: isolated.Pr
     layout = original_layout(model, found.weight_map(model.config))
     try:
         save_file(layout, destination / SINGLE, metadata={"format": "pt"})  # from where the parameters are, uncopied
-        shutil.copyfile(folder / "config.json", destination / "config.json")
+        for name in CONFIGURATION:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, destination / name)
     except (OSError, SafetensorError) as error:
         needed = sum(tensor.nbytes for tensor in layout.values())
         raise WeightsError(

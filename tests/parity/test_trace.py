@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.numpy import save, save_file
 
 from parity.errors import RungError
 from parity.inputs import Inputs, TokenizedPrompt
-from parity.trace import PHASES, PromptTrace, Trace
+from parity.trace import BEST, PHASES, PromptTrace, Steps, Trace
 
 # tmp_path is shared by the examples of a test; each writes the same file anew.
 FILES = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -31,7 +32,20 @@ def prompt_trace(prompt: TokenizedPrompt, seed: int = 0, dtype: type = np.float3
     rng = np.random.default_rng(seed)
     sizes = {"prefill": len(prompt.prompt), "decode": len(prompt.continuation)}
     logits = {phase: rng.standard_normal((size, VOCABULARY)).astype(dtype) for phase, size in sizes.items()}
-    return PromptTrace(**{**logits, "generated": (3, 1, 2), "margins": (0.1, 1e-17, 5.0), **changes})
+    return PromptTrace(**{**logits, "steps": steps(rng), **changes})
+
+
+def steps(rng: np.random.Generator, count: int = 3) -> Steps:
+    ids = np.stack([rng.permutation(VOCABULARY)[:BEST] for _ in range(count)]).astype(np.int32)
+    margins = np.sort(rng.uniform(0, 9, (count, BEST)), axis=1).astype(np.float32)
+    return Steps(ids, margins - margins[:, :1], rng.integers(0, 2, count).astype(bool))
+
+
+def assert_same_steps(ours: Steps, theirs: Steps) -> None:
+    for part in ("ids", "margins", "ends"):
+        mine, yours = getattr(ours, part), getattr(theirs, part)
+        assert mine.dtype == yours.dtype
+        np.testing.assert_array_equal(mine, yours)
 
 
 def good(seed: int = 0, dtype: type = np.float32) -> Trace:
@@ -66,7 +80,7 @@ EVERYWHERE = pytest.mark.parametrize(
 @FILES
 @given(seed=st.integers(0, 2**31), dtype=st.sampled_from([np.float16, np.float32, np.float64]))
 def test_round_trip(tmp_path: Path, seed: int, dtype: type) -> None:
-    """Every bit comes back: logits in their dtype, generated ids, margins, prompts in any name."""
+    """Every bit comes back: logits in their dtype, choices with their margins and ends, prompts in any name."""
     trace = good(seed, dtype)
     trace.save(tmp_path / "trace.safetensors")
     back = Trace.load(tmp_path / "trace.safetensors")
@@ -76,8 +90,7 @@ def test_round_trip(tmp_path: Path, seed: int, dtype: type) -> None:
             ours, theirs = getattr(back.prompts[name], phase), getattr(prompt, phase)
             assert ours.dtype == dtype
             np.testing.assert_array_equal(ours, theirs)
-        assert back.prompts[name].generated == prompt.generated
-        assert back.prompts[name].margins == prompt.margins
+        assert_same_steps(back.prompts[name].steps, prompt.steps)
     back.check(INPUTS, VOCABULARY, "the-rung")
 
 
@@ -89,7 +102,8 @@ def test_slices_are_written_as_they_look(tmp_path: Path) -> None:
     back = Trace.load(tmp_path / "trace.safetensors").prompts["p"]
     np.testing.assert_array_equal(back.prefill, prompt.prefill)
     np.testing.assert_array_equal(back.decode, prompt.decode)
-    assert (back.generated, back.margins) == ((), ())
+    assert back.steps.chosen == ()
+    assert_same_steps(back.steps, Steps())
 
 
 def test_saving_as_another_dtype(tmp_path: Path) -> None:
@@ -101,7 +115,7 @@ def test_saving_as_another_dtype(tmp_path: Path) -> None:
         assert back.prompts[name].prefill.dtype == np.float32
         np.testing.assert_array_equal(back.prompts[name].prefill, prompt.prefill.astype(np.float32))
         np.testing.assert_array_equal(back.prompts[name].decode, prompt.decode.astype(np.float32))
-        assert back.prompts[name].margins == prompt.margins
+        assert_same_steps(back.prompts[name].steps, prompt.steps)
 
 
 def test_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,11 +167,11 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     load_refused(tmp_path)
 
 
-@pytest.mark.parametrize("part", [*PHASES, "generated", "margins"])
+@pytest.mark.parametrize("part", [*PHASES, "ids", "margins", "ends"])
 def test_file_without_a_part(tmp_path: Path, part: str) -> None:
     """A whole safetensors file that lacks one part of one prompt."""
     path = tmp_path / "trace.safetensors"
-    parts = {name: np.ones((2, 3), np.float32) for name in PHASES} | {"generated": np.ones(1), "margins": np.ones(1)}
+    parts = {name: np.ones((2, 3), np.float32) for name in (*PHASES, "ids", "margins", "ends")}
     save_file({f"p/{name}": value for name, value in parts.items() if name != part}, path)
     load_refused(path)
 
@@ -252,10 +266,29 @@ def test_missing_and_extra_prompts_are_named(change: str) -> None:
     refused(Trace(prompts), "second/one" if change == "missing" else "third")
 
 
-def test_margins_must_be_as_many_as_generated_ids() -> None:
+@pytest.mark.parametrize("part", ["ids", "margins", "ends"])
+@pytest.mark.parametrize("index", [np.s_[:-1], np.s_[..., :1]], ids=["a step less", "a column"])
+def test_parts_of_steps_belong_together(part: str, index: Any) -> None:
     """Otherwise the comparison of generations would index past their end."""
-    changed = prompt_trace(INPUTS.prompts[0], margins=(0.1,))
-    refused(Trace({**good().prompts, "first": changed}), "first")
+    whole = prompt_trace(INPUTS.prompts[0]).steps
+    changed = replace(whole, **{part: getattr(whole, part)[index]})
+    refused(Trace({**good().prompts, "first": prompt_trace(INPUTS.prompts[0], steps=changed)}), "first")
+
+
+@pytest.mark.parametrize(("part", "value"), [("ids", VOCABULARY), ("ids", -1), ("margins", -0.1), ("margins", np.nan)])
+def test_steps_that_no_model_takes(part: str, value: float) -> None:
+    """An id beyond the vocabulary, a margin below zero or none at all."""
+    whole = prompt_trace(INPUTS.prompts[0]).steps
+    values = getattr(whole, part).copy()
+    values[1, 2] = value
+    changed = prompt_trace(INPUTS.prompts[0], steps=replace(whole, **{part: values}))
+    refused(Trace({**good().prompts, "first": changed}), "first", "generation")
+
+
+def test_a_margin_is_that_of_the_token() -> None:
+    """Of the token asked for; of one that is not kept, the last that is."""
+    taken = Steps(np.asarray([[4, 2, 0, 1, 3]], np.int32), np.asarray([[0, 1, 2, 3, 4]], np.float32), np.zeros(1, bool))
+    assert [taken.margin(0, token) for token in (4, 2, 0, 1, 3, 6)] == [0, 1, 2, 3, 4, 4]
 
 
 def test_saving_what_the_dtype_cannot_hold(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Verdicts: nothing is green by default, every broken limit is named, and generation differences are classified."""
+"""Verdicts: nothing is green by default, every broken limit is named, and figures are what they say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity.compare.generation import compare_generation
 from parity.compare.limits import UNIT_ROUNDOFF, Limit
 from parity.compare.metrics import compare_positions, concatenate, rel_l2, summarize, worst_position_rel_l2
 from parity.compare.verdict import NoiseFloor, Verdict, compare_phases, judge, measure, worst
@@ -208,70 +207,3 @@ def test_one_wrong_position_is_seen(phase: str) -> None:
     other = next(part for part in PHASES if part != phase)
     assert figures["worst_position_ratio"] == figures[phase]["worst_position_ratio"] > 1000
     assert figures[other]["worst_position_ratio"] == 0.0
-
-
-# -- generation
-
-
-def generated(**prompts: tuple[tuple[int, ...], tuple[float, ...]]) -> Trace:
-    nothing = np.zeros((1, 2))
-    return Trace({name: PromptTrace(nothing, nothing, ids, margins) for name, (ids, margins) in prompts.items()})
-
-
-def test_equal_generation() -> None:
-    """Everything matches, nothing differs."""
-    reference = generated(p=((1, 2, 3), (1.0, 1.0, 1.0)), q=((4, 5), (1.0, 1.0)))
-    result = compare_generation("float", reference, reference, noise=0.1)
-    assert (result.rung, result.matches, result.of, result.first_difference) == ("float", 5, 5, None)
-
-
-@pytest.mark.parametrize(
-    ("margin", "noise", "kind"),
-    [
-        (0.1, 0.06, "tie"),
-        (0.1, 0.05, "tie"),  # at exactly twice the noise both can have moved that far
-        (0.1, 0.04, "defect"),
-        (0.0, 0.0, "tie"),
-        (1e-9, 0.0, "defect"),
-        (0.1, math.nan, "defect"),
-        (math.nan, 1.0, "defect"),
-    ],
-)
-def test_difference_is_a_tie_or_a_defect(margin: float, noise: float, kind: str) -> None:
-    """A tie is within twice the noise; what is unknown is no excuse."""
-    reference = generated(p=((1, 2, 3), (9.0, margin, 9.0)))
-    result = compare_generation("float", reference, generated(p=((1, 7, 3), (9.0, 9.0, 9.0))), noise)
-    assert result.first_difference is not None
-    assert (result.first_difference["at"], result.first_difference["kind"]) == (1, kind)
-    assert result.first_difference["prompt"] == "p"
-    assert (result.matches, result.of) == (1, 3)
-
-
-def test_only_the_first_difference_of_a_prompt_counts() -> None:
-    """After it the texts are different, and what they say about later tokens means nothing."""
-    reference = generated(p=((1, 2, 3, 4), (9.0, 0.01, 9.0, 9.0)))
-    result = compare_generation("float", reference, generated(p=((1, 7, 8, 4), (9.0,) * 4)), noise=0.1)
-    assert result.first_difference is not None
-    assert result.first_difference["kind"] == "tie"
-    assert result.matches == 1
-
-
-@pytest.mark.parametrize("order", [("p", "q"), ("q", "p")])
-def test_a_defect_is_reported_before_a_tie(order: tuple[str, str]) -> None:
-    """Whichever prompt comes first, a tie does not hide a defect."""
-    tie, defect = ((1, 2), (9.0, 0.01)), ((3, 4), (9.0, 9.0))
-    reference = generated(**dict(zip(order, (tie, defect), strict=True)))
-    candidate = generated(**dict(zip(order, (((1, 7), (9.0, 9.0)), ((8, 4), (9.0, 9.0))), strict=True)))
-    result = compare_generation("float", reference, candidate, noise=0.1)
-    assert result.first_difference is not None
-    assert (result.first_difference["kind"], result.first_difference["at"]) == ("defect", 0)
-    assert result.first_difference["prompt"] == order[1]
-    assert (result.matches, result.of) == (1, 4)
-
-
-@pytest.mark.parametrize("ids", [(1, 2), (1, 2, 3, 4), ()])
-def test_generation_of_another_length_does_not_match(ids: tuple[int, ...]) -> None:
-    """Too few tokens or too many are never counted as agreement."""
-    reference = generated(p=((1, 2, 3), (9.0, 9.0, 9.0)))
-    with pytest.raises(ValueError, match="zip"):
-        compare_generation("float", reference, generated(p=(ids, (9.0,) * len(ids))), noise=0.1)

@@ -77,7 +77,8 @@ def plain_report(**changed: Any) -> Report:
     exceptions = [{"weight": f"blocks.{i}.mlp", "asked": "int8", "precision": "float32"} for i in range(5)]
     artifact = {"weights": {"float32": 5, "int8 channelwise": 12}, "exceptions": exceptions}
     difference = {"at": 2, "kind": "tie", "prompt": "code", "margin": 0.17}
-    whole = {"matches": 56, "of": 56, "first_difference": None}
+    defect = {"at": 3, "kind": "defect", "prompt": "english", "margin": 2.5}
+    whole = {"matches": 56, "ties": 0, "defects": 0, "of": 56, "first_difference": None}
     fields: dict[str, Any] = {
         "model": "smollm-135m",
         "family": "llama",
@@ -90,7 +91,8 @@ def plain_report(**changed: Any) -> Report:
         "edges": edges,
         "generation": [
             *({"rung": name, **whole} for name in ("original", "float")),
-            {"rung": "dynamic_int8", "matches": 44, "of": 56, "first_difference": difference},
+            {"rung": "fp16", "matches": 54, "ties": 2, "defects": 0, "of": 56, "first_difference": difference},
+            {"rung": "dynamic_int8", "matches": 44, "ties": 11, "defects": 1, "of": 56, "first_difference": defect},
         ],
         "environment": {"packages": {"torch": "2.13.0"}, "python": "3.11.7", "threads": 2},
         "seconds": 12.34,
@@ -352,7 +354,12 @@ def test_what_a_person_needs_to_know_is_said() -> None:
     assert "dynamic_int8: kl_mean 2, limit" in text
     assert "5 of 17 weights float32 instead of int8 (blocks.0.mlp, blocks.1.mlp, blocks.2.mlp and 2 more)" in text
     assert "original, float: 56/56 tokens" in text
-    assert "dynamic_int8: 44/56 tokens, first difference at token 2 of code (tie)" in text
+    assert "fp16: 54/56 tokens, 2 ties" in text
+    assert "token 2 of code" not in text
+    assert "dynamic_int8: 44/56 tokens, 11 ties, 1 defect, the first at token 3 of english" in text
+    for rendering in (to_markdown([plain_report()]), Page(to_html([plain_report()])).text):
+        assert "54/56 tokens, 2 ties" in rendering
+        assert "44/56 tokens, 11 ties, 1 defect, the first at token 3 of english" in rendering
     assert "7e303f9f" in text
     assert "7e303f9f7" not in text
 
