@@ -17,7 +17,7 @@ from models.errors import ModelError, UnknownModelError
 from models.registry import Model
 from parity import environment, isolated
 from parity.compare.generation import compare_generation
-from parity.compare.limits import Limit, limits_for
+from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
 from parity.compare.verdict import (
     ENCODER,
     Edge,
@@ -274,7 +274,8 @@ class _Findings:
 
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
-        measured = measure(reference.trace, recorded.trace, reference.floor, inputs)
+        quantized = rung.name not in ("original", *FLOAT_RUNGS)
+        measured = measure(reference.trace, recorded.trace, reference.floor, inputs, sampled=quantized)
         generation = compare_generation(rung.name, reference.trace, recorded.trace, measured["logits"]["max_abs"])
         edges = [
             judge(reference.name, rung.name, metrics, self._limits(rung.name, output), output)

@@ -50,6 +50,8 @@ For orientation, published figures for trained models: a good 8-bit export has a
 rows and a few dozen channels, so less averages out in them; at full size the same drawing gives 0.05 to 0.08 at 4 bits
 ([measured](performance.md)).
 
+A set of prompts that is too small to notice what a limit forbids is an ERROR ([how that is known](statistics.md)).
+
 A recipe that is not in the table is held to the plainest recipe with the same weight bits (16, 8 or 4). For fewer bits
 no limits are known, and the verdict is ERROR.
 """

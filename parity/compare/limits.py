@@ -26,6 +26,15 @@ class Limit:
         return self.least <= value <= self.most
 
     @property
+    def room(self) -> float:
+        """The change that the limit allows, from no loss: KL and distances of 0, agreement in all, a ratio of 1."""
+        if math.isinf(self.least):
+            return self.most
+        if math.isinf(self.most):
+            return 1 - self.least
+        return min(self.most, 1 / self.least) - 1
+
+    @property
     def bound(self) -> float | list[float]:
         """The limit as the report shows it."""
         if math.isinf(self.least):

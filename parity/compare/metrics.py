@@ -22,7 +22,10 @@ NEAR_TIE = 0.1
 
 @dataclass(frozen=True)
 class PositionErrors:
-    """Per position ``[P]``. Squares and sums are over the vocabulary; KL is in nats."""
+    """Per position ``[P]``. Squares and sums are over the vocabulary; KL is in nats.
+
+    ``another_best`` is the least KL of any distribution with another best token than the reference's.
+    """
 
     squared_error: Array
     squared_reference: Array
@@ -34,6 +37,7 @@ class PositionErrors:
     same_top1: NDArray[np.bool_]
     top5_overlap: Array
     margin: Array
+    another_best: Array
     vocabulary: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -67,6 +71,7 @@ def compare_positions(reference: Logits, candidate: Logits) -> PositionErrors:
         same_top1=ref.argmax(axis=1) == cand.argmax(axis=1),
         top5_overlap=np.asarray([len(np.intersect1d(a, b, assume_unique=True)) / top for a, b in best]),
         margin=_margin(ref),
+        another_best=_another_best(ref),
         vocabulary=np.full(len(ref), ref.shape[1]),
     )
 
@@ -107,6 +112,20 @@ def _margin(logits: Array) -> Array:
         return np.full(len(logits), np.inf)
     top = np.partition(logits, -2, axis=1)
     result: Array = top[:, -1] - top[:, -2]
+    return result
+
+
+def _another_best(logits: Array) -> Array:
+    """The least KL(reference || q) at which the second best token catches up with the best, in nats.
+
+    Under ``q1 = q2``, ``-sum(p log q)`` is least where both are ``(p1 + p2) / 2`` and all others are as they were
+    (Lagrange); tokens further behind cost more.
+    """
+    if logits.shape[1] == 1:
+        return np.full(len(logits), np.inf)
+    two = np.partition(log_softmax(logits), -2, axis=1)[:, -2:]
+    half = np.logaddexp(two[:, 0], two[:, 1]) - np.log(2)
+    result: Array = (np.exp(two) * (two - half[:, None])).sum(axis=1)
     return result
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from parity.compare import sampling
 from parity.compare.generation import Generation
 from parity.compare.limits import FLOAT_RUNGS, UNIT_ROUNDOFF, Limit
 from parity.compare.metrics import (
@@ -22,7 +23,8 @@ from parity.compare.metrics import (
     summarize,
     worst_position_rel_l2,
 )
-from parity.inputs import Inputs
+from parity.compare.statistics import Array, prompts_needed
+from parity.inputs import Inputs, TokenizedPrompt
 from parity.trace import PHASES, PromptTrace, Trace
 
 #: What is compared of a rung.
@@ -101,11 +103,16 @@ def blaming_the_encoder(edges: Sequence[Edge]) -> list[Edge]:
 
 def compare_phases(reference: Trace, candidate: Trace) -> dict[str, PositionErrors]:
     """Position errors of all prompts together, by phase; the rows of the encoder, where there are any, are one."""
+    return {phase: concatenate(found) for phase, found in compare_prompts(reference, candidate).items()}
+
+
+def compare_prompts(reference: Trace, candidate: Trace) -> dict[str, list[PositionErrors]]:
+    """Position errors by phase, prompt by prompt; the encoder's are of prompts that give it anything to do."""
     found = {
-        phase: concatenate(
+        phase: [
             compare_positions(getattr(prompt, phase), getattr(candidate.prompts[name], phase))
             for name, prompt in reference.prompts.items()
-        )
+        ]
         for phase in PHASES
     }
     encoded = [
@@ -113,25 +120,35 @@ def compare_phases(reference: Trace, candidate: Trace) -> dict[str, PositionErro
         for name, prompt in reference.prompts.items()
         if prompt.encoded is not None and (made := candidate.prompts[name].encoded) is not None
     ]
-    return {**found, ENCODER: concatenate(encoded)} if encoded else found
+    return {**found, ENCODER: encoded} if encoded else found
 
 
-def measure(reference: Trace, candidate: Trace, floor: NoiseFloor, inputs: Inputs) -> dict[Output, dict[str, Any]]:
+def measure(
+    reference: Trace, candidate: Trace, floor: NoiseFloor, inputs: Inputs, *, sampled: bool = False
+) -> dict[Output, dict[str, Any]]:
     """Every figure of every output that is compared: ``encoder`` where there is one, then ``logits``.
 
-    Those of the logits are over all positions, and under ``prefill`` and ``decode`` for each phase alone.
+    Those of the logits are over all positions, and under ``prefill`` and ``decode`` for each phase alone. ``sampled``
+    adds what the prompts say as a sample: an ``interval`` for each figure, the change of it that is ``detectable``, and
+    how many ``prompts`` there are.
     """
-    errors = compare_phases(reference, candidate)
+    by_prompt = compare_prompts(reference, candidate)
+    errors = {phase: concatenate(found) for phase, found in by_prompt.items()}
     ratios = {phase: _ratios(found, floor, phase) for phase, found in errors.items()}
     metrics = summarize(concatenate(errors[phase] for phase in PHASES))
     for phase in PHASES:
         metrics[phase] = {**summarize(errors[phase]), **ratios[phase]}
     for ratio in ("floor_ratio", "worst_position_ratio"):
         metrics[ratio] = max(metrics[phase][ratio] for phase in PHASES)
-    metrics["perplexity_ratio"] = math.exp(_continuation_nll(candidate, inputs) - _continuation_nll(reference, inputs))
+    extra_cost = _extra_cost(reference, candidate, inputs)
+    metrics["perplexity_ratio"] = math.exp(np.concatenate(extra_cost).mean())
+    if sampled:
+        whole = [concatenate(phases) for phases in zip(*(by_prompt[phase] for phase in PHASES), strict=True)]
+        metrics |= sampling.of_logits(whole, extra_cost)
     if ENCODER not in errors:
         return {"logits": metrics}
-    return {ENCODER: {**distances(errors[ENCODER]), **ratios[ENCODER]}, "logits": metrics}
+    made = {**distances(errors[ENCODER]), **ratios[ENCODER]}
+    return {ENCODER: {**made, **(sampling.of_encoder(by_prompt[ENCODER]) if sampled else {})}, "logits": metrics}
 
 
 def _ratios(errors: PositionErrors, floor: NoiseFloor, phase: str) -> dict[str, float]:
@@ -141,14 +158,15 @@ def _ratios(errors: PositionErrors, floor: NoiseFloor, phase: str) -> dict[str, 
     }
 
 
-def _continuation_nll(trace: Trace, inputs: Inputs) -> float:
-    """Mean nats a token of the forced continuations costs; its first is predicted by the last prompt position."""
-    costs = []
-    for prompt in inputs.prompts:
-        recorded: PromptTrace = trace.prompts[prompt.id]
-        predicting = np.concatenate([recorded.prefill[-1:], recorded.decode[:-1]])
-        costs.append(negative_log_likelihood(predicting, np.asarray(prompt.continuation)))
-    return float(np.concatenate(costs).mean())
+def _extra_cost(reference: Trace, candidate: Trace, inputs: Inputs) -> list[Array]:
+    """Nats that each token of the forced continuations costs more, by prompt."""
+    return [_cost(candidate.prompts[p.id], p) - _cost(reference.prompts[p.id], p) for p in inputs.prompts]
+
+
+def _cost(recorded: PromptTrace, prompt: TokenizedPrompt) -> Array:
+    """Nats of each token of the forced continuation; its first is predicted by the last prompt position."""
+    predicting = np.concatenate([recorded.prefill[-1:], recorded.decode[:-1]])
+    return negative_log_likelihood(predicting, np.asarray(prompt.continuation))
 
 
 def judge(
@@ -158,7 +176,11 @@ def judge(
     limits: Sequence[Limit],
     output: Output = "logits",
 ) -> Edge:
-    """Hold figures against limits. No limits, a figure that is missing or not finite: ERROR."""
+    """Hold figures against limits. No limits, a figure that is missing or not finite: ERROR.
+
+    So are prompts that are too few to notice what a limit forbids, unless a figure is outside its limit whatever other
+    prompts like these would say.
+    """
     shown = {limit.metric: limit.bound for limit in limits}
     values = {limit.metric: metrics.get(limit.metric) for limit in limits}
     unusable = [name for name, value in values.items() if value is None or not math.isfinite(value)]
@@ -167,9 +189,14 @@ def judge(
         verdict, cause = Verdict.ERROR, f"no limits are known for {candidate}; measure some and add them to the table"
     elif unusable:
         verdict, cause = Verdict.ERROR, f"{unusable[0]} could not be computed"
-    elif broken := [limit for limit in limits if not limit.holds(metrics[limit.metric])]:
-        verdict = Verdict.FAIL
-        cause = "; ".join(f"{limit.metric} {values[limit.metric]:.4g}, limit {limit.bound}" for limit in broken)
+    else:
+        broken = [limit for limit in limits if not limit.holds(metrics[limit.metric])]
+        too_few = _too_few_prompts(metrics, limits)
+        if too_few and not any(_beyond_doubt(metrics, limit) for limit in broken):
+            verdict, cause = Verdict.ERROR, too_few
+        elif broken:
+            verdict = Verdict.FAIL
+            cause = "; ".join(f"{limit.metric} {values[limit.metric]:.4g}, limit {limit.bound}" for limit in broken)
     return Edge(
         reference=reference,
         candidate=candidate,
@@ -179,3 +206,28 @@ def judge(
         limits=shown,
         cause=cause,
     )
+
+
+def _too_few_prompts(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> str | None:
+    """Why the prompts cannot tell whether a limit is kept, if they were taken as a sample and cannot."""
+    if "detectable" not in metrics:
+        return None
+    prompts = metrics["prompts"]
+    if prompts < 2:
+        return "one prompt says nothing about others; give two at least, better seven"
+    for limit in limits:
+        noticed = metrics["detectable"].get(limit.metric)
+        if noticed is None or not noticed <= limit.room:
+            known = noticed is not None and math.isfinite(noticed)
+            needed = f"about {prompts_needed(prompts, noticed, limit.room)} prompts would do" if known else "give more"
+            return (
+                f"{prompts} prompts are too few for the limit of {limit.metric}: they would notice a change of "
+                f"{noticed if known else math.inf:.2g}, it allows {limit.room:.2g}; {needed}"
+            )
+    return None
+
+
+def _beyond_doubt(metrics: Mapping[str, Any], limit: Limit) -> bool:
+    """Whether the whole interval of a figure is outside its limit."""
+    least, most = metrics["interval"].get(limit.metric, (-math.inf, math.inf))
+    return bool(least > limit.most or most < limit.least)

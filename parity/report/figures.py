@@ -161,6 +161,14 @@ PEAK = Column(title="peak\nMB", meaning="memory of its process at most", show=la
 #: As they stand side by side.
 COLUMNS = (FLOOR, WORST, REL_L2, KL_MEAN, KL_P99, TOP1, TOP1_CLEAR, TOP5, PERPLEXITY, SECONDS, PEAK)
 _UNQUANTIZED = ("original", *FLOAT_RUNGS)
+#: How figures are shown that are no plain number.
+SHOWN_AS = {
+    **dict.fromkeys(("top1_agreement", "top1_agreement_clear", "top5_overlap"), percent),
+    **dict.fromkeys(("floor_ratio", "worst_position_ratio"), multiple),
+    "perplexity_ratio": ratio,
+}
+#: What figures are called in one line.
+TITLES = {name: column.title.split("\nprefill")[0].replace("\n", " ") for column in COLUMNS for name in column.metrics}
 #: As they are given room in a narrow terminal.
 BY_IMPORTANCE = (FLOOR, KL_MEAN, TOP1_CLEAR, REL_L2, PERPLEXITY, KL_P99, SECONDS, WORST, TOP5, PEAK, TOP1)
 
@@ -323,6 +331,36 @@ def generated(report: Report) -> list[Generated]:
             text += f", the first at token {shown(difference.get('at', DASH))}{where}"
         grouped.setdefault((text, defect), []).append(shown(entry.get("rung", DASH)))
     return [Generated(rungs=tuple(rungs), text=text, defect=defect) for (text, defect), rungs in grouped.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certainty:
+    """What the prompts, as a sample, say about a quantized rung: a sentence for each figure, the leading one first."""
+
+    rung: str
+    sentences: tuple[str, ...]
+
+
+def certainty(report: Report) -> list[Certainty]:
+    """The 95 % interval of every sampled figure, and the smallest change that these prompts would have shown."""
+    found = []
+    for edge, _ in ladder(report):
+        intervals, noticed = edge.metrics.get("interval"), edge.metrics.get("detectable")
+        if isinstance(intervals, Mapping) and isinstance(noticed, Mapping) and intervals:
+            sentences = tuple(_certainty(edge, name, ends, noticed.get(name)) for name, ends in intervals.items())
+            found.append(Certainty(rung=edge_name(edge), sentences=sentences))
+    return found
+
+
+def _certainty(edge: Edge, metric: str, interval: object, noticed: object) -> str:
+    """``KL mean 0.00150 (0.00112 to 0.00188), would have noticed 5.2e-4``."""
+    form = SHOWN_AS.get(metric, figure)
+    ends = interval if isinstance(interval, (list, tuple)) else ()
+    between = " to ".join(form(end) for end in ends) or DASH
+    # Changes of agreement and of perplexity are shares.
+    change = percent(noticed) if metric in SHOWN_AS else figure(noticed)
+    name = TITLES.get(metric, shown(metric))
+    return f"{name} {form(edge.metrics.get(metric))} ({between}), would have noticed {change}"
 
 
 def remarks(report: Report) -> list[tuple[str, str]]:

@@ -13,12 +13,6 @@ from parity.report.record import Report, overall
 
 #: The figure that stands for a rung in the chart, if it was judged by it; the first that applies.
 _LEADING = ("floor_ratio", "kl_mean")
-_TITLES = {name: column.title.split("\nprefill")[0].replace("\n", " ") for column in COLUMNS for name in column.metrics}
-_SHOWN_AS = {
-    **dict.fromkeys(("top1_agreement", "top1_agreement_clear", "top5_overlap"), figures.percent),
-    **dict.fromkeys(("floor_ratio", "worst_position_ratio"), figures.multiple),
-    "perplexity_ratio": figures.ratio,
-}
 #: Decades of the axis that are always there, and those beyond which a mark stays at the edge.
 _LEAST_RANGE = (-2, 1)
 _MOST_RANGE = (-8, 8)
@@ -173,9 +167,9 @@ class _Axis:
             if share is None:
                 continue
             decade = math.log10(share) if share else -math.inf
-            form = _SHOWN_AS.get(metric, figures.figure)
+            form = figures.SHOWN_AS.get(metric, figures.figure)
             mark = Mark(
-                metric=_TITLES.get(metric, shown(metric)),
+                metric=figures.TITLES.get(metric, shown(metric)),
                 x=self.at(share),
                 within=figures.within(edge, metric),
                 beyond=not self.first <= decade <= self.last,

@@ -12,6 +12,7 @@ from parity.report.figures import (
     NAMED,
     Summary,
     causes,
+    certainty,
     edge_name,
     environment_lines,
     exceptions,
@@ -88,7 +89,7 @@ def _model(report: Report) -> Iterator[str]:
     )
     if report.edges:
         yield _edges(report)
-    notes = [*_causes(report), *_remarks(report), *_exceptions(report), *_generated(report)]
+    notes = [*_causes(report), *_remarks(report), *_exceptions(report), *_certainty(report), *_generated(report)]
     if notes:
         yield "\n".join(notes)
 
@@ -135,6 +136,11 @@ def _exceptions(report: Report) -> Iterator[str]:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         sentence = f"{found.count} {prose(found.precisions)} ({_names(names[:NAMED])}{more})"
         yield f"- **Precision** {code(found.rung)}: {sentence}"
+
+
+def _certainty(report: Report) -> Iterator[str]:
+    for found in certainty(report):
+        yield f"- **Certainty** {code(found.rung)}: {prose('; '.join(found.sentences))}"
 
 
 def _generated(report: Report) -> Iterator[str]:

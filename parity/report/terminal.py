@@ -19,6 +19,7 @@ from parity.report.figures import (
     Column,
     Summary,
     causes,
+    certainty,
     edge_name,
     exceptions,
     generated,
@@ -89,7 +90,7 @@ def render(report: Report, console: Console) -> None:
     if report.edges:
         console.print()
         console.print(_edge_table(page, ladder(report)))
-    notes = (_cause_notes, _remark_notes, _precision_notes, _generation_notes)
+    notes = (_cause_notes, _remark_notes, _precision_notes, _certainty_notes, _generation_notes)
     page.notes([row for rows in notes for row in rows(page, report)])
     console.print()
     page.paragraph(
@@ -141,6 +142,13 @@ def _precision_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]
         sentence = f"{found.count} {found.precisions} ({', '.join(names[:NAMED])}{more})"
         label = "" if position else "precision"
         yield page.text(label, "yellow"), page.text(f"{found.rung}: ", "bold") + page.text(sentence)
+
+
+def _certainty_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:
+    """The leading figure only; the others are in the other renderings."""
+    for position, found in enumerate(certainty(report)):
+        sentence = page.text(f"{found.rung}: ", "bold") + page.text(found.sentences[0])
+        yield page.text("" if position else "certainty", "dim"), sentence
 
 
 def _generation_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:

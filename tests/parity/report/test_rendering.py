@@ -51,6 +51,7 @@ ANY_TEXT = st.text(st.characters(), max_size=60)
 ANY_FIGURE = st.none() | st.floats() | st.integers(-(10**12), 10**12) | st.booleans() | st.just("text") | st.just([])
 NAMES = ("floor_ratio", "worst_position_ratio", "rel_l2", "kl_mean", "kl_p99", "top1_agreement", "top1_agreement_clear")
 METRICS = (*NAMES, "top5_overlap", "perplexity_ratio")
+NESTED = ("prefill", "decode", "interval", "detectable")
 #: The only control sequences that rich writes.
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 #: The elements that our own template is made of.
@@ -73,7 +74,12 @@ def figures(**changed: Any) -> dict[str, Any]:
 def plain_report(**changed: Any) -> Report:
     """A run as it should be: three float rungs and a quantized one that fails."""
     edges = [judge("original64", name, figures(), limits_for(name)) for name in ("original", "reauthored", "float")]
-    edges.append(judge("original64", "dynamic_int8", figures(kl_mean=2.0), limits_for("dynamic_int8")))
+    sampled = {
+        "prompts": 7,
+        "interval": {"kl_mean": [1.5, 2.5], "top1_agreement_clear": [0.25, 0.75], "perplexity_ratio": [0.98, 1.02]},
+        "detectable": {"kl_mean": 0.7, "top1_agreement_clear": 0.125, "perplexity_ratio": 0.025},
+    }
+    edges.append(judge("original64", "dynamic_int8", figures(kl_mean=2.0) | sampled, limits_for("dynamic_int8")))
     exceptions = [{"weight": f"blocks.{i}.mlp", "asked": "int8", "precision": "float32"} for i in range(5)]
     artifact = {"weights": {"float32": 5, "int8 channelwise": 12}, "exceptions": exceptions}
     difference = {"at": 2, "kind": "tie", "prompt": "code", "margin": 0.17}
@@ -297,7 +303,8 @@ def test_a_terminal_that_knows_only_ascii() -> None:
     assert_tame(raw.getvalue().decode("ascii"), 80)
 
 
-@given(st.fixed_dictionaries({}, optional=dict.fromkeys((*METRICS, "prefill", "decode"), ANY_FIGURE)))
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys((*METRICS, *NESTED), ANY_FIGURE)))
+@example({"interval": {"kl_mean": [None, math.inf], "new": 3}, "detectable": {"kl_mean": None}})
 @example({"kl_mean": 1.7976931348623157e308, "floor_ratio": 5e-324})
 @example({"kl_mean": -1.0, "perplexity_ratio": 0.0, "top1_agreement": 0.0})
 @relaxed
@@ -357,6 +364,11 @@ def test_what_a_person_needs_to_know_is_said() -> None:
     assert "fp16: 54/56 tokens, 2 ties" in text
     assert "token 2 of code" not in text
     assert "dynamic_int8: 44/56 tokens, 11 ties, 1 defect, the first at token 3 of english" in text
+    leading = "KL mean 2.00 (1.50 to 2.50), would have noticed 0.700"
+    assert f"dynamic_int8: {leading}" in text
+    others = (leading, "top-1 clear 50.0% (25.0% to 75.0%), would have noticed 12.5%", "would have noticed 2.5%")
+    for rendering in (to_markdown([plain_report()]), Page(to_html([plain_report()])).text):
+        assert all(sentence in rendering for sentence in others)
     for rendering in (to_markdown([plain_report()]), Page(to_html([plain_report()])).text):
         assert "54/56 tokens, 2 ties" in rendering
         assert "44/56 tokens, 11 ties, 1 defect, the first at token 3 of english" in rendering
@@ -395,6 +407,7 @@ def test_a_record_read_back_is_the_same(report: Report, tmp_path: Path) -> None:
 
 
 @given(st.sampled_from([math.nan, math.inf, -math.inf]))
+@relaxed
 def test_figures_that_are_not_finite_are_null_in_strict_json(value: float) -> None:
     edge = Edge(
         reference="a", candidate="float", verdict=Verdict.ERROR, metrics={"kl_mean": value, "prefill": {"x": [value]}}
