@@ -10,7 +10,7 @@ of all positions of all prompts; how much it would vary with other prompts follo
   which it is too small for few prompts.
 
 Intervals are Student's, of ``n - 1`` degrees of freedom for ``n`` prompts. Of seven prompts they hold the true mean
-about as often as they say; a 99th percentile less often, in 75 to 90 % of simulated samples, because a set's largest
+about as often as they say; a 99th percentile less often, in 74 to 92 % of simulated samples, because a set's largest
 values hardly say how much larger others can be.
 
 The smallest change that is noticed is ``(t(0.95) + t(0.8)) * standard error``: a true change of that size is told from

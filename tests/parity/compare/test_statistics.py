@@ -106,7 +106,8 @@ def test_intervals_cover_the_truth(statistic: str) -> None:
         true = math.exp(1.2816 * 0.3 * math.sqrt(2))
         found = [quantile(list(sample), 0.9) for sample in samples]
     covered = np.mean([least <= true <= most for least, most in (each.interval for each in found)])
-    assert covered > (0.9 if statistic == "mean" else 0.8)
+    # Three standard deviations of 120 draws below 0.95, and below the 0.885 that 400 others gave for the quantile.
+    assert covered > (0.89 if statistic == "mean" else 0.8)
 
 
 def test_a_change_that_is_called_noticeable_is_noticed() -> None:
