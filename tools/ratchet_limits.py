@@ -56,8 +56,8 @@ def refusals(committed: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"{name} is gone; put it back, or run tools/ratchet_limits.py with --removed {name!r} and why")
         elif _looser(before, today) and today["reason"] == before["reason"]:
             found.append(
-                f"{name} went from {_bounds(before)} to {_bounds(today)} with the same reason; tighten it again, or write "
-                "the measurement that asks for it into its reason and run tools/ratchet_limits.py"
+                f"{name} went from {_bounds(before)} to {_bounds(today)} with the same reason; tighten it again, "
+                "or write the measurement that asks for it into its reason and run tools/ratchet_limits.py"
             )
     return found
 
