@@ -180,7 +180,7 @@ class Ladder:
         """
         with self.reporter.step(runner.name) as progress:
             recorded = record(runner, self.inputs, self.scratch, generate=self.generate, on_progress=progress)
-        recorded.trace.check(self.inputs, self.config.vocab_size, runner.name)
+        recorded.trace.check(self.inputs, self.config.vocab_size, runner.name, self.generate)
         return recorded
 
     def _conversion(self, export: Export) -> isolated.Job[FloatFile]:

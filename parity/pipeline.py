@@ -15,6 +15,7 @@ from models.authoring.hf_config import HFConfig
 from models.errors import ModelError, UnknownModelError
 from models.registry import Model
 from parity import environment, isolated
+from parity.compare.copies import Numbers, copied, denouncing
 from parity.compare.generation import compare_generation
 from parity.compare.limits import Limit, limits_for
 from parity.compare.verdict import (
@@ -202,7 +203,9 @@ def _ladder(
 def _refer(request: Request, ladder: Ladder) -> tuple[Reference, tuple[Recorded, Recorded] | None]:
     """What everything is compared to: the recording, or the oracle and the original's own noise."""
     if request.golden:
-        return request.golden.replay(request.name, ladder.weights, ladder.inputs), None
+        recorded = request.golden.replay(request.name, ladder.weights, ladder.inputs)
+        recorded.trace.check(ladder.inputs, ladder.config.vocab_size, "the recording", ladder.generate)
+        return recorded, None
     oracle, original = ladder.original()
     floor = NoiseFloor.measure(oracle.trace, original.trace)
     return Reference("original64", oracle.trace, floor), (oracle, original)
@@ -219,6 +222,7 @@ class _Findings:
         self.prompt_set: dict[str, Any] = {"name": request.prompt_set, "sha256": None, "prompts": 0, "positions": 0}
         self.rungs: list[RungRecord] = []
         self.edges: list[Edge] = []
+        self.numbers: list[Numbers] = []
         self.generation: list[dict[str, Any]] = []
         self.cause: str | None = None
 
@@ -279,8 +283,16 @@ class _Findings:
             for output, metrics in measured.items()
         ]
         edges[-1] = with_generation(edges[-1], generation)
-        self.edges += blaming_the_encoder(edges)
+        numbers = self._numbers(rung, recorded)
+        cause = copied(numbers, reference.trace.digest, self.numbers, reference.floor)
+        self.numbers.append(numbers)
+        self.edges += denouncing(blaming_the_encoder(edges), cause)
         self.generation.append(asdict(generation))
+
+    def _numbers(self, rung: Rung, recorded: Recorded) -> Numbers:
+        recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung.name), None)
+        bits = weight_bits(recipe) if recipe else 32
+        return Numbers(rung.name, recorded.trace.digest, rung.artifact.get("sha256"), bits)
 
     def _limits(self, rung: str, output: Output) -> tuple[Limit, ...]:
         """Those of the rung's recipe, or of the one that its encoder has instead."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,22 @@ class Trace:
         except (OSError, SafetensorError, KeyError) as error:
             raise RungError(f"{path} is not a trace ({error}); record it again") from None
 
-    def check(self, inputs: Inputs, vocab_size: int, who: str) -> None:
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the logits rounded to float32: equal for two traces only if they hold the same numbers."""
+        digest = hashlib.sha256()
+        for name, prompt in sorted(self.prompts.items()):
+            for phase in PHASES:
+                logits = getattr(prompt, phase)
+                digest.update(f"{name}/{phase}{logits.shape}".encode())
+                with np.errstate(over="ignore"):  # what float32 cannot hold is refused elsewhere
+                    digest.update(logits.astype(np.float32).tobytes())
+        return digest.hexdigest()
+
+    def check(self, inputs: Inputs, vocab_size: int, who: str, generate: int | None = None) -> None:
         """Refuse a trace that does not cover the inputs or cannot have come from a working model.
+
+        ``generate`` is how many tokens it was asked to generate after each prompt, where that is known.
 
         Raises:
             RungError: a prompt missing or extra, a wrong shape, NaN or infinity, or values that are all alike.
@@ -106,6 +121,8 @@ class Trace:
             trace = self.prompts[prompt.id]
             if len(trace.generated) != len(trace.margins):
                 raise RungError(f"{who}, prompt {prompt.id}: generated tokens and their margins differ in number")
+            if generate not in (None, len(trace.generated)):
+                raise RungError(f"{who}, prompt {prompt.id}: {len(trace.generated)} tokens generated, not {generate}")
             for phase, count in zip(PHASES, (len(prompt.prompt), len(prompt.continuation)), strict=True):
                 where = f"{who}, prompt {prompt.id}, {phase}"
                 _check_rows(getattr(trace, phase), (count, vocab_size), "logits", "positions", where)
@@ -119,11 +136,11 @@ class Trace:
 
 def _check_rows(values: Logits, shape: tuple[int, int], what: str, rows: str, where: str) -> None:
     """Refuse rows of another shape, with NaN or infinity, or with one value throughout."""
-    if values.shape != shape:
+    if values.shape != shape or not shape[1]:
         raise RungError(f"{where}: {what} of shape {list(values.shape)}, expected {list(shape)}")
     if not np.issubdtype(values.dtype, np.floating):
         raise RungError(f"{where}: {what} are {values.dtype}, expected floating point")
     if bad := np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
         raise RungError(f"{where}: NaN or infinity at {len(bad)} of {shape[0]} {rows}, first at {bad[0]}")
-    if flat := np.flatnonzero(np.ptp(values, axis=1) == 0).tolist():
+    if flat := np.flatnonzero(values.max(axis=1) == values.min(axis=1)).tolist():
         raise RungError(f"{where}: every value is the same at {rows.removesuffix('s')} {flat[0]}")

@@ -72,6 +72,7 @@ class NoiseFloor:
     worst_position: Mapping[str, float]
 
     @classmethod
+    @np.errstate(over="ignore", divide="ignore", invalid="ignore")
     def measure(cls, oracle: Trace, original: Trace) -> NoiseFloor:
         """The floor on these inputs. It is never taken to be below float32's unit roundoff."""
         errors = compare_phases(oracle, original)
@@ -117,6 +118,7 @@ def compare_phases(reference: Trace, candidate: Trace) -> dict[str, PositionErro
     return {**found, ENCODER: concatenate(encoded)} if encoded else found
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is no number then is judged as none
 def measure(reference: Trace, candidate: Trace, floor: NoiseFloor, inputs: Inputs) -> dict[Output, dict[str, Any]]:
     """Every figure of every output that is compared: ``encoder`` where there is one, then ``logits``.
 
@@ -129,7 +131,9 @@ def measure(reference: Trace, candidate: Trace, floor: NoiseFloor, inputs: Input
         metrics[phase] = {**summarize(errors[phase]), **ratios[phase]}
     for ratio in ("floor_ratio", "worst_position_ratio"):
         metrics[ratio] = max(metrics[phase][ratio] for phase in PHASES)
-    metrics["perplexity_ratio"] = math.exp(_continuation_nll(candidate, inputs) - _continuation_nll(reference, inputs))
+    metrics["perplexity_ratio"] = float(
+        np.exp(_continuation_nll(candidate, inputs) - _continuation_nll(reference, inputs))
+    )
     if ENCODER not in errors:
         return {"logits": metrics}
     return {ENCODER: {**distances(errors[ENCODER]), **ratios[ENCODER]}, "logits": metrics}
