@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from parity.compare.verdict import (
 )
 from parity.convert.recipes import weight_bits
 from parity.errors import GoldenError, ParityError, UsageError
+from parity.files import scratch_folder
 from parity.golden import GoldenStore, Recording, Reference
 from parity.inputs import Inputs, Prompt, PromptSet, read_prompts, tokenize
 from parity.ladder import Ladder, Plan, Rung, fit
@@ -88,12 +88,12 @@ def check(request: Request, reporter: Reporter) -> Report:
         UsageError, UnknownModelError: the request itself cannot be carried out.
     """
     findings = _Findings(request)
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch, findings.failing_closed():
+    with scratch_folder() as scratch, findings.failing_closed():
         isolated.prepare(converter=bool(request.plan.files))
         prompts = read_prompts(request.prompt_set)
         weights = findings.weighed(_weigh(request, reporter))
         inputs = findings.read(_read(request, prompts, weights, reporter))
-        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
+        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
         with ladder.converting() as converting:
             reference = findings.referred(*_refer(request, ladder), inputs)
             for rung in ladder.rungs(converting):
@@ -115,8 +115,8 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give --overwrite to replace it")
     inputs = _read(request, prompts, weights, reporter)
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
+    with scratch_folder() as scratch:
+        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
         oracle, original = ladder.original()
     floor = NoiseFloor.measure(oracle.trace, original.trace)
     for metrics in measure(oracle.trace, original.trace, floor, inputs).values():
@@ -152,8 +152,8 @@ def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) 
     prompts = PromptSet("prompt", "", "", (prompt,))
     with reporter.step("tokenizing"):
         inputs = tokenize(prompts, weights.folder, config, continuation=0)
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        ladder = _ladder(request, weights, inputs, tokens, Path(scratch), reporter)
+    with scratch_folder() as scratch:
+        ladder = _ladder(request, weights, inputs, tokens, scratch, reporter)
         with ladder.converting() as converting:
             _, original = ladder.original()
             rungs = [Rung("original", original), *ladder.rungs(converting)]

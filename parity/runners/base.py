@@ -16,6 +16,10 @@ from parity.errors import RungError
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.trace import Logits, PromptTrace, Trace
 
+#: Seconds that a rung may take for loading, and for each call of its model. Seven billion weights take minutes to load
+#: from a slow disk, and minutes for a prefill in float64; a runtime that loops in a damaged file takes forever.
+PATIENCE = 1800.0
+
 
 class Prefilled(NamedTuple):
     """Logits ``[T, V]`` at every position of a prompt, and what an encoder made of what goes with it, ``[rows, D]``."""
@@ -83,7 +87,8 @@ def record(
         RungError, ModelError: the rung could not be run to its end.
     """
     path = folder / f"{runner.name}.safetensors"
-    finished = isolated.run(runner.name, partial(_record, runner, inputs, path, generate), on_progress)
+    job = partial(_record, runner, inputs, path, generate)
+    finished = isolated.run(runner.name, job, on_progress, PATIENCE)
     return Recorded(Trace.load(path), finished.seconds, finished.peak_rss_mb, finished.value)
 
 
