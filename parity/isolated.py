@@ -68,6 +68,11 @@ class Job(Generic[T]):
             with _quietly(self._log):
                 self._process.start()
             theirs.close()
+        except OSError as error:
+            self._place.close()
+            raise RungError(
+                f"{name} cannot be started ({error}); set TMPDIR to a short path that can be written"
+            ) from None
         except BaseException:  # Ctrl-C while it starts: nobody is in the ``with`` block yet to clean up
             self._place.close()
             raise
