@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_killed_at_random_moments(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     durations: dict[str, float],
-    record_property: pytest.RecordProperty,
+    tally: Counter[str],
     name: str,
     start: int,
     count: int,
@@ -196,13 +197,13 @@ def test_killed_at_random_moments(
             what = outcome_of_killed_job(place, name, ended) if killed else None
         else:
             ended = place.kill_command(delay)
-            what = "command" if ended.code is None else None
+            what = "command killed" if ended.code is None else None
         place.assert_nothing_torn()
         if what:
             outcomes.append(what)
         else:  # it was faster than the kill
             assert ended.code == 0, ended.err
-    record_property("outcomes", " ".join(outcomes))
+    tally.update(f"{name}: {what}" for what in outcomes)
     place.reset(name)
     ended = place.run()
     assert ended.code == 0, ended.err
@@ -214,7 +215,7 @@ def outcome_of_killed_job(place: Place, name: str, ended: Ended) -> str:
     """A killed job ends the command with ERROR, said in a line or in the report; one that was done changes nothing."""
     assert "Traceback" not in ended.err, ended.err
     if ended.code == 0:
-        return "job was done"
+        return "job killed when it was done, PASS"
     assert ended.code == 3, ended.err
     if name == "check":
         report = json.loads((place.folder / "out" / "r.json").read_text())
@@ -224,4 +225,4 @@ def outcome_of_killed_job(place: Place, name: str, ended: Ended) -> str:
         assert any("killed by SIGKILL" in cause for cause in causes), causes
     else:
         assert "killed by SIGKILL" in ended.err, ended.err
-    return "job"
+    return "job killed, ERROR"
