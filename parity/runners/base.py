@@ -77,18 +77,25 @@ class Recorded:
 
 
 def record(
-    runner: Runner, inputs: Inputs, folder: Path, *, generate: int, on_progress: isolated.Progress | None = None
+    runner: Runner,
+    inputs: Inputs,
+    folder: Path,
+    *,
+    generate: int,
+    on_progress: isolated.Progress | None = None,
+    patience: float = PATIENCE,
 ) -> Recorded:
     """Run ``runner`` over all inputs in its own process; the trace goes through a file in ``folder``.
 
-    ``generate`` is how many tokens to generate freely after each prompt.
+    ``generate`` is how many tokens to generate freely after each prompt; ``patience`` how many seconds it may show no
+    progress.
 
     Raises:
         RungError, ModelError: the rung could not be run to its end.
     """
     path = folder / f"{runner.name}.safetensors"
     job = partial(_record, runner, inputs, path, generate)
-    finished = isolated.run(runner.name, job, on_progress, PATIENCE)
+    finished = isolated.run(runner.name, job, on_progress, patience)
     return Recorded(Trace.load(path), finished.seconds, finished.peak_rss_mb, finished.value)
 
 

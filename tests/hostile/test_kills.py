@@ -130,9 +130,11 @@ class Place:
     def assert_nothing_left_over(self) -> None:
         """After a run that went through there are results and nothing else.
 
-        But for the empty folder of each killed command in which Python's own server of processes had its socket.
+        But for PyTorch's cache, and the empty folder of each killed command in which Python's server of processes had
+        its socket.
         """
-        assert [path for path in (self.folder / "tmp").iterdir() if not path.name.startswith("pymp-")] == []
+        foreign = ("torchinductor_", "pymp-")
+        assert [path for path in (self.folder / "tmp").iterdir() if not path.name.startswith(foreign)] == []
         assert [path for part in ("out", "cache") for path in (self.folder / part).rglob("*.part")] == []
 
     def reset(self, name: str) -> None:
