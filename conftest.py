@@ -5,7 +5,15 @@ import pytest
 pytest_plugins = ["parity.pytest_plugin"]
 
 #: Files of slow tests that share nothing, and may go to whatever process is free.
-APART = ("test_planted_mistakes.py", "test_odd_checkpoints.py")
+APART = ("test_planted_mistakes.py", "test_odd_checkpoints.py", "test_kills.py", "test_mutants.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the tests go on that are drawn at random."""
+    group = parser.getgroup("hostile")
+    group.addoption("--kills", type=int, default=8, help="how many processes are killed at random moments")
+    group.addoption("--mutants", type=int, default=40, help="how many damaged files are tried")
+    group.addoption("--draw", type=int, default=0, help="which kills and mutants: another number draws others")
 
 
 @pytest.hookimpl(tryfirst=True)

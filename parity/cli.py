@@ -26,6 +26,7 @@ app.add_typer(golden_app, name="golden")
 
 #: Exit codes, a contract.
 PASSED, FAILED, MISUSED, INCONCLUSIVE = 0, 1, 2, 3
+EXIT_CODES = {"PASS": PASSED, "FAIL": FAILED, "ERROR": INCONCLUSIVE}
 #: What the library makes of Ctrl-C; the contract has no such code.
 INTERRUPTED = 130
 
@@ -178,7 +179,7 @@ def check(
                 write(reports)
     if len(reports) > 1:
         terminal.render_summary(reports, console)
-    raise typer.Exit({"PASS": PASSED, "FAIL": FAILED, "ERROR": INCONCLUSIVE}[overall(reports)])
+    raise typer.Exit(EXIT_CODES[overall(reports)])
 
 
 @app.command()
@@ -288,13 +289,14 @@ def rerender(
     markdown: MarkdownFile = None,
     html: HtmlFile = None,
 ) -> None:
-    """Render a saved run again."""
+    """Render a saved run again, and end with the exit code of its verdict."""
     from rich.console import Console
 
     from parity.report import terminal
-    from parity.report.record import read_json
+    from parity.report.recheck import read_rechecked
+    from parity.report.record import overall
 
-    reports = read_json(source)
+    reports = read_rechecked(source)
     for write in _writers(None, markdown, html):
         write(reports)
     console = Console()
@@ -302,6 +304,7 @@ def rerender(
         terminal.render(report, console)
     if len(reports) > 1:
         terminal.render_summary(reports, console)
+    raise typer.Exit(EXIT_CODES[overall(reports)])
 
 
 @golden_app.command("record")

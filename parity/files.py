@@ -2,34 +2,86 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from parity.errors import ParityError, UsageError
 
 
 @contextmanager
+def scratch_folder(place: Path | None = None, name: str = "parity") -> Iterator[Path]:
+    """A folder in ``place`` (by default the system's temporary one) that is gone when the block ends.
+
+    A killed process cannot tidy up, so whoever comes next does: folders of the same ``name`` there that no living
+    process holds locked are removed first. The system drops a lock with its process, however that ends.
+
+    Raises:
+        UsageError: ``place`` cannot be written.
+    """
+    place = place or Path(tempfile.gettempdir())
+    for left in place.glob(f".{glob.escape(name)}.*.part"):
+        with _held(left) as held:
+            if held:
+                shutil.rmtree(left, ignore_errors=True)
+    with ExitStack() as stack:
+        folder = _claimed(place, name, stack)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _claimed(place: Path, name: str, stack: ExitStack) -> Path:
+    """A new folder, locked until ``stack`` ends; another one if it was taken for abandoned before it was locked."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=place))
+            stack.enter_context(_held(folder, wait=True))
+            if folder.is_dir():
+                return folder
+    except OSError as error:
+        raise UsageError(f"{place} cannot be written ({error.strerror}); choose another place") from None
+
+
+@contextmanager
+def _held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Lock a folder of this user for as long as the block lasts, and say whether that could be done.
+
+    On a file system without locks it never can: then nothing is protected, and nothing is taken for abandoned.
+    """
+    with ExitStack() as stack:
+        held = False
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = os.fstat(descriptor).st_uid == os.getuid()
+        yield held
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; it becomes ``path`` only if the block ends well.
+    """A file of the same name in a folder beside ``path`` to write to; it takes its place if the block ends well.
 
     Raises:
         UsageError: the folder cannot be written.
         ParityError: the disk is full, or writing failed.
     """
     writable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise ParityError(f"writing {path} failed ({error.strerror or error}); make room or go elsewhere") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with scratch_folder(path.parent, path.name) as folder:
+        try:
+            yield folder / path.name
+            (folder / path.name).replace(path)
+        except OSError as error:
+            raise _unwritten(path, error) from error
 
 
 def writable(path: Path) -> None:
@@ -51,22 +103,20 @@ def writable(path: Path) -> None:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Like ``whole_file`` for a folder. If another process finished the same folder first, theirs is kept."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}); choose another place") from None
-    try:
-        yield temporary
+    with scratch_folder(path.parent, path.name) as temporary:
         try:
-            temporary.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise
-    except OSError as error:
-        raise ParityError(f"writing {path} failed ({error.strerror or error}); make room or go elsewhere") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            yield temporary
+            try:
+                temporary.rename(path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+        except OSError as error:
+            raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> ParityError:
+    return ParityError(f"writing {path} failed ({error.strerror or error}); make room or go elsewhere")
 
 
 def sha256_of(files: Iterable[Path]) -> str:

@@ -96,17 +96,25 @@ class GoldenStore:
             yield Recording("/".join(path.relative_to(self.folder).with_suffix("").parts), path)
 
     def record(self, model: str, weights: Weights, inputs: Inputs, reference: Reference) -> Recording:
-        """Store the oracle's trace and the original's noise. Logits are rounded to float32 once."""
+        """Store the oracle's trace and the original's noise. Logits are rounded to float32 once.
+
+        The sidecar is put in place first: a recording is there once its logits are, so that one whose making was cut
+        short between the two is no recording yet and nothing that must be overwritten.
+        """
         recording = self.of(model, weights, inputs.name)
-        reference.trace.save(recording.path, dtype=np.float32)
-        facts = {
+        with whole_file(recording.path) as logits:
+            reference.trace.save(logits, dtype=np.float32)
+            self._describe(recording, logits, weights, inputs, reference.floor)
+        return recording
+
+    def _describe(
+        self, recording: Recording, logits: Path, weights: Weights, inputs: Inputs, floor: NoiseFloor
+    ) -> None:
+        facts: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "identity": identity(weights, inputs),
-            "logits_sha256": sha256_of([recording.path]),
-            "noise_floor": {
-                "rel_l2": dict(reference.floor.rel_l2),
-                "worst_position": dict(reference.floor.worst_position),
-            },
+            "logits_sha256": sha256_of([logits]),
+            "noise_floor": {"rel_l2": dict(floor.rel_l2), "worst_position": dict(floor.worst_position)},
             "positions": inputs.positions,
             "prompts_from_file": inputs.source.endswith(".jsonl"),
             "weights_revision": weights.revision,
@@ -115,7 +123,6 @@ class GoldenStore:
         facts["sha256"] = _digest(facts)
         with whole_file(recording.sidecar) as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        return recording
 
     def replay(self, model: str, weights: Weights, inputs: Inputs) -> Reference:
         """The recording as a reference for today's rungs.

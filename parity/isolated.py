@@ -7,6 +7,7 @@ come back.
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import pickle
@@ -18,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -28,6 +29,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from models.errors import ModelError
 from parity.errors import ParityError, RungError
+from parity.files import scratch_folder
 
 T = TypeVar("T")
 
@@ -53,9 +55,11 @@ class Job(Generic[T]):
 
     def __init__(self, name: str, function: Callable[[Progress], T]) -> None:
         self.name = name
-        self._log = Path(tempfile.mkstemp(prefix="parity-", suffix=".log")[1])
+        self._place = ExitStack()
         self._began = time.perf_counter()
         try:
+            self._log = self._place.enter_context(scratch_folder()) / "log"
+            self._log.touch()
             context = multiprocessing.get_context("forkserver")
             self._connection, theirs = context.Pipe(duplex=False)
             self._process: ForkServerProcess = context.Process(
@@ -64,18 +68,30 @@ class Job(Generic[T]):
             with _quietly(self._log):
                 self._process.start()
             theirs.close()
+        except OSError as error:
+            self._place.close()
+            raise RungError(
+                f"{name} cannot be started ({error}); set TMPDIR to a short path that can be written"
+            ) from None
         except BaseException:  # Ctrl-C while it starts: nobody is in the ``with`` block yet to clean up
-            self._log.unlink(missing_ok=True)
+            self._place.close()
             raise
 
-    def result(self, on_progress: Progress | None = None) -> Finished[T]:
-        """Wait for the job.
+    def result(self, on_progress: Progress | None = None, patience: float | None = None) -> Finished[T]:
+        """Wait for the job, at most ``patience`` seconds from one sign of progress to the next.
 
         Raises:
             ParityError, ModelError: what the job itself raised.
-            RungError: the process died, with the signal named, or raised something unexpected.
+            RungError: the process died, with the signal named, raised something unexpected, or stands still.
         """
         while True:
+            if not self._connection.poll(patience):
+                self._process.kill()
+                minutes = f"{(patience or 0) / 60:.3g} minutes"
+                raise RungError(
+                    f"{self.name} made no progress for {minutes} and was ended{self._last_words()}; "
+                    "the file it runs may be damaged, or the machine has too little memory for it"
+                )
             try:
                 kind, payload = self._connection.recv()
             except EOFError:
@@ -117,13 +133,21 @@ class Job(Generic[T]):
             self._process.kill()
         self._process.join()
         self._connection.close()
-        self._log.unlink(missing_ok=True)
+        self._place.close()
 
 
-def run(name: str, function: Callable[[Progress], T], on_progress: Progress | None = None) -> Finished[T]:
-    """Run ``function`` (picklable; it is given a progress callback) in its own process and wait for it."""
+def run(
+    name: str,
+    function: Callable[[Progress], T],
+    on_progress: Progress | None = None,
+    patience: float | None = None,
+) -> Finished[T]:
+    """Run ``function`` (picklable; it is given a progress callback) in its own process and wait for it.
+
+    ``patience`` is for how many seconds it may show no progress before it is ended; ``None`` for any number.
+    """
     with Job(name, function) as job:
-        return job.result(on_progress)
+        return job.result(on_progress, patience)
 
 
 def prepare(*, converter: bool) -> None:
@@ -149,8 +173,12 @@ def _quietly(log: Path) -> Iterator[None]:
 
 
 def _work(pickled: bytes, connection: Connection, log: str) -> None:
-    """The job's process: quiet, immune to the terminal's Ctrl-C (the parent ends it), gone when the parent is."""
+    """The job's process: quiet, immune to the terminal's Ctrl-C (the parent ends it), gone when the parent is.
+
+    What its libraries leave in the temporary folder goes with its log.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(Path(log).parent)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)  # not created: without it the parent has given up already
     with os.fdopen(descriptor, "ab") as file:
         os.dup2(file.fileno(), 1)
@@ -170,7 +198,14 @@ def _work(pickled: bytes, connection: Connection, log: str) -> None:
 
 
 def _end_with_parent() -> None:
+    """Watch the parent's end of a pipe, which the system closes however the parent ends.
+
+    A native call that loops without giving up the interpreter keeps this thread from running. For that case Linux is
+    asked to signal this process as well, which ends it (a process that has no use for SIGIO ends by it).
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
         parent.join()
         os._exit(1)

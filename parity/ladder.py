@@ -188,7 +188,7 @@ class Ladder:
             recorded = record(
                 runner, self.inputs, self.scratch, generate=self.generate, guide=guide, on_progress=progress
             )
-        recorded.trace.check(self.inputs, self.config.vocab_size, runner.name)
+        recorded.trace.check(self.inputs, self.config.vocab_size, runner.name, self.generate, guide)
         return recorded
 
     def _conversion(self, export: Export) -> isolated.Job[FloatFile]:

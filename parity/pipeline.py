@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from models.authoring.hf_config import HFConfig
 from models.errors import ModelError, UnknownModelError
 from models.registry import Model
 from parity import environment, isolated
+from parity.compare.copies import Numbers, copied, denouncing
 from parity.compare.generation import compare_generation
 from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
 from parity.compare.verdict import (
@@ -31,6 +31,7 @@ from parity.compare.verdict import (
 )
 from parity.convert.recipes import weight_bits
 from parity.errors import GoldenError, ParityError, UsageError
+from parity.files import scratch_folder
 from parity.golden import GoldenStore, Recording, Reference
 from parity.inputs import Inputs, Prompt, PromptSet, read_prompts, tokenize
 from parity.ladder import Ladder, Plan, Rung, fit
@@ -88,12 +89,12 @@ def check(request: Request, reporter: Reporter) -> Report:
         UsageError, UnknownModelError: the request itself cannot be carried out.
     """
     findings = _Findings(request)
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch, findings.failing_closed():
+    with scratch_folder() as scratch, findings.failing_closed():
         isolated.prepare(converter=bool(request.plan.files))
         prompts = read_prompts(request.prompt_set)
         weights = findings.weighed(_weigh(request, reporter))
         inputs = findings.read(_read(request, prompts, weights, reporter))
-        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
+        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
         with ladder.converting() as converting:
             reference = findings.referred(*_refer(request, ladder), inputs)
             for rung in ladder.rungs(converting, reference.trace.said):
@@ -115,8 +116,8 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give --overwrite to replace it")
     inputs = _read(request, prompts, weights, reporter)
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
+    with scratch_folder() as scratch:
+        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
         oracle, original = ladder.original()
     floor = NoiseFloor.measure(oracle.trace, original.trace)
     for metrics in measure(oracle.trace, original.trace, floor, inputs).values():
@@ -152,8 +153,8 @@ def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) 
     prompts = PromptSet("prompt", "", "", (prompt,))
     with reporter.step("tokenizing"):
         inputs = tokenize(prompts, weights.folder, config, continuation=0)
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        ladder = _ladder(request, weights, inputs, tokens, Path(scratch), reporter)
+    with scratch_folder() as scratch:
+        ladder = _ladder(request, weights, inputs, tokens, scratch, reporter)
         with ladder.converting() as converting:
             _, original = ladder.original(guided=False)
             rungs = [Rung("original", original), *ladder.rungs(converting)]
@@ -204,7 +205,9 @@ def _ladder(
 def _refer(request: Request, ladder: Ladder) -> tuple[Reference, tuple[Recorded, Recorded] | None]:
     """What everything is compared to: the recording, or the oracle and the original's own noise."""
     if request.golden:
-        return request.golden.replay(request.name, ladder.weights, ladder.inputs), None
+        recorded = request.golden.replay(request.name, ladder.weights, ladder.inputs)
+        recorded.trace.check(ladder.inputs, ladder.config.vocab_size, "the recording", ladder.generate)
+        return recorded, None
     oracle, original = ladder.original()
     floor = NoiseFloor.measure(oracle.trace, original.trace)
     return Reference("original64", oracle.trace, floor), (oracle, original)
@@ -221,6 +224,7 @@ class _Findings:
         self.prompt_set: dict[str, Any] = {"name": request.prompt_set, "sha256": None, "prompts": 0, "positions": 0}
         self.rungs: list[RungRecord] = []
         self.edges: list[Edge] = []
+        self.numbers: list[Numbers] = []
         self.generation: list[dict[str, Any]] = []
         self.cause: str | None = None
 
@@ -282,8 +286,16 @@ class _Findings:
             for output, metrics in measured.items()
         ]
         edges[-1] = with_generation(edges[-1], generation)
-        self.edges += blaming_the_encoder(edges)
+        numbers = self._numbers(rung, recorded)
+        cause = copied(numbers, reference.trace.digest, self.numbers, reference.floor)
+        self.numbers.append(numbers)
+        self.edges += denouncing(blaming_the_encoder(edges), cause)
         self.generation.append(asdict(generation))
+
+    def _numbers(self, rung: Rung, recorded: Recorded) -> Numbers:
+        recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung.name), None)
+        bits = weight_bits(recipe) if recipe else 32
+        return Numbers(rung.name, recorded.trace.digest, rung.artifact.get("sha256"), bits)
 
     def _limits(self, rung: str, output: Output) -> tuple[Limit, ...]:
         """Those of the rung's recipe, or of the one that its encoder has instead."""

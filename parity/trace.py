@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,8 +131,30 @@ class Trace:
         except (OSError, SafetensorError, KeyError) as error:
             raise RungError(f"{path} is not a trace ({error}); record it again") from None
 
-    def check(self, inputs: Inputs, vocab_size: int, who: str) -> None:
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the logits rounded to float32: equal for two traces only if they hold the same numbers."""
+        digest = hashlib.sha256()
+        for name, prompt in sorted(self.prompts.items()):
+            for phase in PHASES:
+                logits = getattr(prompt, phase)
+                digest.update(f"{name}/{phase}{logits.shape}".encode())
+                with np.errstate(over="ignore"):  # what float32 cannot hold is refused elsewhere
+                    digest.update(logits.astype(np.float32).tobytes())
+        return digest.hexdigest()
+
+    def check(
+        self,
+        inputs: Inputs,
+        vocab_size: int,
+        who: str,
+        generate: int | None = None,
+        guide: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         """Refuse a trace that does not cover the inputs or cannot have come from a working model.
+
+        ``generate`` is how many tokens it was asked to generate after each prompt, where that is known, unless the text
+        ends before; with a ``guide``, as many as that has.
 
         Raises:
             RungError: a prompt missing or extra, a wrong shape, NaN or infinity, or values that are all alike.
@@ -144,6 +167,10 @@ class Trace:
         for prompt in inputs.prompts:
             trace = self.prompts[prompt.id]
             _check_steps(trace.steps, vocab_size, f"{who}, prompt {prompt.id}, generation")
+            wanted, free = (generate, True) if guide is None else (len(guide[prompt.id]), False)
+            ended = free and len(trace.steps) > 0 and bool(trace.steps.ends[-1])
+            if not ended and wanted not in (None, len(trace.steps)):
+                raise RungError(f"{who}, prompt {prompt.id}: {len(trace.steps)} tokens generated, not {wanted}")
             for phase, count in zip(PHASES, (len(prompt.prompt), len(prompt.continuation)), strict=True):
                 where = f"{who}, prompt {prompt.id}, {phase}"
                 _check_rows(getattr(trace, phase), (count, vocab_size), "logits", "positions", where)
@@ -169,11 +196,11 @@ def _check_steps(steps: Steps, vocab_size: int, where: str) -> None:
 
 def _check_rows(values: Logits, shape: tuple[int, int], what: str, rows: str, where: str) -> None:
     """Refuse rows of another shape, with NaN or infinity, or with one value throughout."""
-    if values.shape != shape:
+    if values.shape != shape or not shape[1]:
         raise RungError(f"{where}: {what} of shape {list(values.shape)}, expected {list(shape)}")
     if not np.issubdtype(values.dtype, np.floating):
         raise RungError(f"{where}: {what} are {values.dtype}, expected floating point")
     if bad := np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
         raise RungError(f"{where}: NaN or infinity at {len(bad)} of {shape[0]} {rows}, first at {bad[0]}")
-    if flat := np.flatnonzero(np.ptp(values, axis=1) == 0).tolist():
+    if flat := np.flatnonzero(values.max(axis=1) == values.min(axis=1)).tolist():
         raise RungError(f"{where}: every value is the same at {rows.removesuffix('s')} {flat[0]}")

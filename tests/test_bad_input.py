@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Process, jobs, session, until
 
 MODEL = "amd-llama-135m"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -500,45 +501,6 @@ def test_report_on_a_full_disk_is_whole_or_absent(tmp_path, damaged) -> None:
 
 
 # Signals
-
-
-@dataclass(frozen=True)
-class Process:
-    """A row of the process table."""
-
-    pid: int
-    parent: int
-    session: int
-    started: int
-    state: str
-
-
-def session(leader: int) -> list[Process]:
-    """The living processes of the session that ``leader`` started, oldest first."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        row = Process(int(path.parent.name), int(fields[1]), int(fields[3]), int(fields[19]), fields[0])
-        if row.session == leader and row.state != "Z":
-            found.append(row)
-    return sorted(found, key=lambda row: (row.started, row.pid))
-
-
-def jobs(leader: int) -> list[Process]:
-    """The jobs of a run: grandchildren, forked from the server."""
-    rows = session(leader)
-    return [row for row in rows if row.parent in {other.pid for other in rows if other.parent == leader}]
-
-
-def until(condition: Callable[[], Any], seconds: float) -> Any:
-    """The first true value of ``condition``, or what it is when time is up."""
-    end = time.monotonic() + seconds
-    while not (value := condition()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return value
 
 
 class Running:

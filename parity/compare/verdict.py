@@ -74,6 +74,7 @@ class NoiseFloor:
     worst_position: Mapping[str, float]
 
     @classmethod
+    @np.errstate(over="ignore", divide="ignore", invalid="ignore")
     def measure(cls, oracle: Trace, original: Trace) -> NoiseFloor:
         """The floor on these inputs. It is never taken to be below float32's unit roundoff."""
         errors = compare_phases(oracle, original)
@@ -123,6 +124,7 @@ def compare_prompts(reference: Trace, candidate: Trace) -> dict[str, list[Positi
     return {**found, ENCODER: encoded} if encoded else found
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is no number then is judged as none
 def measure(
     reference: Trace, candidate: Trace, floor: NoiseFloor, inputs: Inputs, *, sampled: bool = False
 ) -> dict[Output, dict[str, Any]]:
@@ -141,7 +143,7 @@ def measure(
     for ratio in ("floor_ratio", "worst_position_ratio"):
         metrics[ratio] = max(metrics[phase][ratio] for phase in PHASES)
     extra_cost = _extra_cost(reference, candidate, inputs)
-    metrics["perplexity_ratio"] = math.exp(np.concatenate(extra_cost).mean())
+    metrics["perplexity_ratio"] = float(np.exp(np.concatenate(extra_cost).mean()))
     if sampled:
         whole = [concatenate(phases) for phases in zip(*(by_prompt[phase] for phase in PHASES), strict=True)]
         metrics |= sampling.of_logits(whole, extra_cost)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from parity.convert.plain import Export, FloatFile, convert, file_name, rope_fac
 from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import Recipe, get_recipe, with_encoder
 from parity.errors import UsageError
-from parity.files import whole_file, writable
+from parity.files import scratch_folder, whole_file, writable
 from parity.media.sounds import MOST_SECONDS, RATE
 from parity.progress import Reporter
 from parity.weights import kind_of, resolve
@@ -100,8 +99,8 @@ def to_file(
         grids=_grids(grids, config, name),
         asked=bool(prefill_lengths),
     )
-    with tempfile.TemporaryDirectory(prefix=".parity-", dir=destination.parent) as scratch:
-        made = Path(scratch) / "float.tflite"
+    with scratch_folder(destination.parent, destination.name) as scratch:
+        made = scratch / "float.tflite"
         with reporter.step("converting") as progress:
             float_file = convert(model.family.name, checkpoint.folder, export, made, progress).value
         made, notes = _quantized(float_file, chosen, reporter) if chosen else (made, ())

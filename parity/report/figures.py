@@ -295,10 +295,10 @@ def exceptions(report: Report) -> list[Exceptions]:
     """By rung. Texts are already ``shown``."""
     found = []
     for rung in report.rungs:
-        listed = rung.artifact.get("exceptions") or ()
+        listed = rung.artifact.get("exceptions")
         weights = tuple(
             (shown(item.get("weight", DASH)), shown(item.get("asked", DASH)), shown(item.get("precision", DASH)))
-            for item in listed
+            for item in (listed if isinstance(listed, (list, tuple)) else ())
             if isinstance(item, Mapping)
         )
         counts = rung.artifact.get("weights")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,21 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "generation": list,
     "environment": dict,
     "seconds": (int, float),
+}
+_TEXT_OR_NONE = (str, type(None))
+_NUMBER_OR_NONE = (int, float, type(None))
+_PARTS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "edges": {
+        "reference": str,
+        "candidate": str,
+        "output": str,
+        "metrics": dict,
+        "limits": dict,
+        "first_divergent_stage": _TEXT_OR_NONE,
+        "cause": _TEXT_OR_NONE,
+    },
+    "rungs": {"name": str, "seconds": _NUMBER_OR_NONE, "peak_rss_mb": _NUMBER_OR_NONE, "artifact": dict},
+    "generation": {"rung": str, "matches": int, "of": int, "first_difference": (dict, type(None))},
 }
 _KEPT = ("model", "family", "weights", "prompt_set", "generation", "environment")
 
@@ -78,7 +93,9 @@ class Report:
             if record["schema_version"] != SCHEMA_VERSION:
                 found = record["schema_version"]
                 raise UsageError(f"schema_version {found} is not {SCHEMA_VERSION}; run the check again")
-            if wrong := [key for key, kind in _KINDS.items() if not isinstance(record[key], kind)]:
+            wrong = [key for key, kind in _KINDS.items() if not isinstance(record[key], kind)]
+            wrong += [] if isinstance(record.get("cause"), _TEXT_OR_NONE) else ["cause"]
+            if wrong := wrong or list(_wrong_parts(record)):
                 raise UsageError(f"{wrong[0]} of this report is not what it should be; run the check again")
             edges = [Edge(**{**edge, "verdict": Verdict(edge["verdict"])}) for edge in record["edges"]]
             kept = {key: record[key] for key in _KEPT}
@@ -86,6 +103,18 @@ class Report:
             return cls(**kept, rungs=rungs, edges=edges, seconds=record["seconds"], cause=record.get("cause"))
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"this is not a report ({type(error).__name__}: {error}); run the check again") from None
+
+
+def _wrong_parts(record: Mapping[str, Any]) -> Iterator[str]:
+    """Where edges, rungs and generations hold something of another kind than a check writes there."""
+    for part, kinds in _PARTS.items():
+        for number, item in enumerate(record[part]):
+            if not isinstance(item, dict):
+                yield f"{part}[{number}]"
+                continue
+            for key, kind in kinds.items():
+                if key in item and not isinstance(item[key], kind):
+                    yield f"{part}[{number}].{key}"
 
 
 def _finite(value: Any) -> Any:

@@ -19,6 +19,10 @@ from parity.trace import BEST, Logits, PromptTrace, Steps, Trace
 #: For each prompt, the tokens that generation goes on with, whatever a rung itself would choose.
 Guide = Mapping[str, Sequence[int]]
 
+#: Seconds that a rung may take for loading, and for each call of its model. Seven billion weights take minutes to load
+#: from a slow disk, and minutes for a prefill in float64; a runtime that loops in a damaged file takes forever.
+PATIENCE = 1800.0
+
 
 class Prefilled(NamedTuple):
     """Logits ``[T, V]`` at every position of a prompt, and what an encoder made of what goes with it, ``[rows, D]``."""
@@ -87,17 +91,20 @@ def record(
     generate: int,
     guide: Guide | None = None,
     on_progress: isolated.Progress | None = None,
+    patience: float = PATIENCE,
 ) -> Recorded:
     """Run ``runner`` over all inputs in its own process; the trace goes through a file in ``folder``.
 
     ``generate`` is how many tokens to generate freely after each prompt, at most: the text may end before. With a
-    ``guide`` nothing is generated freely: the rung says what it would choose at every step of it.
+    ``guide`` nothing is generated freely: the rung says what it would choose at every step of it. ``patience`` is how
+    many seconds it may show no progress.
 
     Raises:
         RungError, ModelError: the rung could not be run to its end.
     """
     path = folder / f"{runner.name}.safetensors"
-    finished = isolated.run(runner.name, partial(_record, runner, inputs, path, generate, guide), on_progress)
+    job = partial(_record, runner, inputs, path, generate, guide)
+    finished = isolated.run(runner.name, job, on_progress, patience)
     return Recorded(Trace.load(path), finished.seconds, finished.peak_rss_mb, finished.value)
 
 

@@ -2,9 +2,14 @@
 
 import ctypes
 import os
+import re
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +101,66 @@ def test_every_job_has_its_own_process() -> None:
     """No two jobs share a process, nor any with the caller."""
     pids = {isolated.run("asking", _pid).value for _ in range(3)} | {os.getpid()}
     assert len(pids) == 4
+
+
+def _leave_a_file(_: isolated.Progress) -> str:
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        file.write(b"what a library forgets")
+    return file.name
+
+
+def _loop_in_native_code(_: isolated.Progress) -> None:
+    # The regular expression machine never gives up the interpreter: no other thread of the process runs.
+    re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def _progress_then_loop(progress: isolated.Progress) -> None:
+    for step in range(3):
+        progress(step, 3)
+        time.sleep(0.4)
+    _loop_in_native_code(progress)
+
+
+def test_what_a_job_leaves_in_the_temporary_folder_goes_with_it() -> None:
+    """Libraries of a job that is killed cannot tidy up either."""
+    assert not Path(isolated.run("leaving", _leave_a_file).value).exists()
+
+
+def test_a_job_that_stands_still_is_ended() -> None:
+    """Progress starts the patience anew; a loop in native code, which hears no signal but this one, uses it up."""
+    began = time.monotonic()
+    with pytest.raises(
+        RungError, match=r"looping made no progress for 0\.0167 minutes and was ended.*; the file it runs"
+    ):
+        isolated.run("looping", _progress_then_loop, patience=1.0)
+    assert 2.0 < time.monotonic() - began < 30
+
+
+PARENT = """
+import sys
+from parity import isolated
+from test_isolated import _progress_then_loop
+if __name__ == "__main__":
+    with isolated.Job("looping", _progress_then_loop) as job:
+        job.result(lambda done, _: print(job._process.pid, flush=True) if done == 2 else None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends jobs with their parent on Linux only")
+def test_a_job_in_a_native_loop_ends_with_its_parent(tmp_path: Path) -> None:
+    """The parent is killed and the job never gives up the interpreter: it is gone all the same, seconds later."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path]), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    job = int(parent.stdout.readline())
+    time.sleep(2)  # into the loop
+    assert Path(f"/proc/{job}").exists()
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and Path(f"/proc/{job}").exists():
+        time.sleep(0.1)
+    assert not Path(f"/proc/{job}").exists()
