@@ -16,7 +16,10 @@ from models.authoring.stage import Stage
 
 @dataclass(frozen=True)
 class Signature:
-    """``module(**inputs)`` returns named outputs. ``inputs`` are samples of the right shape; an entry point has stages."""
+    """``module(**inputs)`` returns named outputs. ``inputs`` are samples of the right shape.
+
+    That of an entry point knows its ``stages``.
+    """
 
     name: str
     module: nn.Module

@@ -6,10 +6,9 @@ the one that *leaves* it, when every stage is fed what ours made before.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
@@ -119,7 +118,10 @@ Measurements = Mapping[Place, Measured]
 
 @dataclass(frozen=True, kw_only=True)
 class StageErrors:
-    """One row of the table. ``limit`` is what ``own`` may be; ``floor`` what a float stage is measured in."""
+    """One row of the table. ``limit`` is what ``own`` may be; ``floor`` what a float stage is measured in.
+
+    ``worst_ratio`` is that of its worst row to the floor's worst.
+    """
 
     stage: str
     phase: Phase
@@ -128,6 +130,7 @@ class StageErrors:
     leaving: float
     floor: float | None
     limit: float
+    worst_ratio: float | None = None
     bad: bool
 
     @property
@@ -168,8 +171,8 @@ def judge_floats(
     for place, entering, leaving in _along(own, chained):
         mine, noise = own[place], floor[place]
         unit, worst = max(noise.rel_l2, UNIT_ROUNDOFF), max(noise.worst_row, UNIT_ROUNDOFF)
-        limit = allowed["floor_ratio"] * unit
-        bad = not (mine.rel_l2 <= limit and mine.worst_row <= allowed["worst_position_ratio"] * worst)
+        limit, worst_ratio = allowed["floor_ratio"] * unit, mine.worst_row / worst
+        bad = not (mine.rel_l2 <= limit and worst_ratio <= allowed["worst_position_ratio"])
         rows.append(
             StageErrors(
                 stage=place.stage,
@@ -179,6 +182,7 @@ def judge_floats(
                 leaving=leaving,
                 floor=unit,
                 limit=limit,
+                worst_ratio=worst_ratio,
                 bad=bad,
             )
         )
@@ -205,7 +209,7 @@ def judge_recipe(own: Measurements, chained: Measurements, limits: Mapping[Phase
     ]
     if not any(row.bad for row in rows):
         out = _out_of_line(rows)
-        rows = [StageErrors(**{**asdict(row), "bad": row is out}) for row in rows]
+        rows = [replace(row, bad=row is out) for row in rows]
     return tuple(rows)
 
 
@@ -271,15 +275,17 @@ def _remark(first: StageErrors | None, stages: Sequence[StageErrors]) -> str:
     return found
 
 
-def with_signatures(found: Bisection, errors: StageErrors) -> Bisection:
-    """What holds for a file whose stages are all right: its signatures are, if their logits are off."""
-    rows = (*found.stages, errors)
-    if found.first or not errors.bad:
-        return Bisection(**{**vars(found), "stages": rows})
-    remark = "every stage is right and the file is not: look at how its signatures are put together (order of outputs, positions, constants)"
-    return Bisection(**{**vars(found), "stages": rows, "first": SIGNATURES, "phase": errors.phase, "remark": remark})
+def with_signatures(found: Bisection, calls: Sequence[StageErrors]) -> Bisection:
+    """What holds for a file whose stages are all right: its signatures are wrong, if what they give is off.
 
-
-def finite(value: float) -> bool:
-    """Whether a figure can be drawn."""
-    return math.isfinite(value)
+    ``calls`` are the errors of the file's own calls; whatever has entered them came from the calls before.
+    """
+    rows = (*found.stages, *(replace(row, entering=0.0) for row in calls))
+    off = next((row for row in calls if row.bad), None)
+    if found.first or off is None:
+        return replace(found, stages=rows)
+    remark = (
+        "every stage is right and the file is not: look at how its signatures are put together (the order of outputs, "
+        "positions, what was taken for a constant)"
+    )
+    return replace(found, stages=rows, first=SIGNATURES, phase=off.phase, remark=remark)

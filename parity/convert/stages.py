@@ -12,7 +12,8 @@ import numpy as np
 
 from parity import isolated
 from parity.convert.plain import Export, FloatFile, load_for_export, whole_signatures, write_file
-from parity.runners.stages import FileStages, Layout, refusals
+from parity.runners.litert import LiteRTProgram
+from parity.runners.stages import FileCalls, FileStages, Layout, refusals
 
 
 @dataclass(frozen=True)
@@ -67,5 +68,17 @@ def file_stages(name: str, files: Sequence[tuple[Path, StagedFile]], threads: in
                 staged.given,
                 {tensor: np.zeros(shape, np.float32) for tensor, shape in staged.cache.items()},
             )
+            for path, staged in files
+        ]
+
+
+@contextmanager
+def real_files(name: str, files: Sequence[tuple[Path, StagedFile]], threads: int) -> Iterator[list[FileCalls]]:
+    """The real files at their paths, each with the diagnostic file that explains it."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with refusals(name):
+        yield [
+            FileCalls(LiteRTProgram(Interpreter(str(path), num_threads=threads)), staged.given)
             for path, staged in files
         ]

@@ -64,7 +64,7 @@ class Report:
         ordered = ("model", "family", "weights", "prompt_set", "rungs", "edges", "generation")
         tail = {"verdict": self.verdict, "cause": self.cause, "environment": self.environment, "seconds": self.seconds}
         whole = {"schema_version": SCHEMA_VERSION, **{key: fields[key] for key in ordered}, **tail}
-        cleaned: dict[str, Any] = _finite(whole)
+        cleaned: dict[str, Any] = without_infinities(whole)
         return cleaned
 
     @classmethod
@@ -88,13 +88,14 @@ class Report:
             raise UsageError(f"this is not a report ({type(error).__name__}: {error}); run the check again") from None
 
 
-def _finite(value: Any) -> Any:
+def without_infinities(value: Any) -> Any:
+    """Plain values with null for every figure that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: without_infinities(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [without_infinities(item) for item in value]
     return value
 
 

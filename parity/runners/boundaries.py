@@ -194,9 +194,7 @@ def _points(session: Session) -> Iterator[_Point]:
     if isinstance(session, EncoderDecoderOriginal):
         encoder = model.get_encoder()
         yield from _stack("stem", "encoder", _layers(encoder), encoded=True)
-        yield _Point(
-            stage="encoder_norm", module=encoder, tensor="encoded", field="last_hidden_state", encoded=True
-        )
+        yield _Point(stage="encoder_norm", module=encoder, tensor="encoded", field="last_hidden_state", encoded=True)
     if isinstance(session, ImageTextOriginal):
         tower = model.get_encoder("image")
         yield from _windowed(tower) if hasattr(tower, "patch_embed") else _plain(tower, model)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from models.authoring.session import grid_of, prefill_name
-from parity.compare.bisect import Phase
+from parity.compare.bisect import SIGNATURES, Phase
 from parity.errors import RungError
 from parity.inputs import TokenizedPrompt
 from parity.runners.driver import DrivenSession, Tensor
+from parity.runners.litert import LiteRTProgram
 
 if TYPE_CHECKING:
     from models.authoring.config import ModelConfig
@@ -54,7 +55,9 @@ Observer = Callable[[Call, str, Mapping[str, Tensor], Mapping[str, Tensor]], Map
 class Stages(Protocol):
     """A model whose entry points are to be had stage by stage, over a cache of ``cache_length`` slots."""
 
-    cache_length: int
+    @property
+    def cache_length(self) -> int:
+        """Slots of the cache."""
 
     def empty_cache(self) -> dict[str, Tensor]:
         """As a program's."""
@@ -259,6 +262,60 @@ class FileStages:
             return made
 
         return Step(stage, inputs, run)
+
+
+class Whole:
+    """Stages taken together: an entry point is a single step, whatever it is made of."""
+
+    def __init__(self, stages: Stages) -> None:
+        self.stages = stages
+        self.cache_length = stages.cache_length
+
+    def empty_cache(self) -> dict[str, Tensor]:
+        return self.stages.empty_cache()
+
+    def prefill_lengths(self, entry: str) -> Sequence[int] | None:
+        return self.stages.prefill_lengths(entry)
+
+    def shapes(self, entry: str, length: int) -> Mapping[str, Sequence[int] | None]:
+        return self.stages.shapes(entry, length)
+
+    def steps(self, entry: str, length: int) -> Sequence[Step]:
+        def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            known = dict(inputs)
+            for step in self.stages.steps(entry, length):
+                known |= step.run({name: known[name] for name in step.inputs})
+            return {name: known[name] for name in self.outputs(entry, length)}
+
+        return [Step(SIGNATURES, list(self.shapes(entry, length)), run)]
+
+    def outputs(self, entry: str, length: int) -> Sequence[str]:
+        return self.stages.outputs(entry, length)
+
+
+class FileCalls:
+    """A real file, whose signatures are the only steps there are."""
+
+    def __init__(self, program: LiteRTProgram, given: Mapping[str, Sequence[str]]) -> None:
+        self.program = program
+        self.cache_length = program.cache_length
+        self.given = given
+
+    def empty_cache(self) -> dict[str, Tensor]:
+        return self.program.empty_cache()
+
+    def prefill_lengths(self, entry: str) -> Sequence[int]:
+        return self.program.prefill_lengths(entry)
+
+    def shapes(self, entry: str, length: int) -> Mapping[str, Sequence[int]]:
+        return self.program.shapes(entry, length)
+
+    def steps(self, entry: str, length: int) -> Sequence[Step]:
+        names = list(self.shapes(entry, length))
+        return [Step(SIGNATURES, names, lambda inputs: self.program.call(entry, length, dict(inputs)))]
+
+    def outputs(self, entry: str, length: int) -> Sequence[str]:
+        return self.given[signature_name(entry, length)]
 
 
 @contextmanager

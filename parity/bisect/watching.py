@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from models.authoring.config import ModelConfig, VisionLanguageConfig, WindowedVisionConfig
 from models.authoring.session import grid_of
-from parity.compare.bisect import Place, RowErrors, Tally, compare_rows
+from parity.compare.bisect import SIGNATURES, Place, RowErrors, Tally, compare_rows
 from parity.files import whole_file
 from parity.runners.boundaries import Rows
 from parity.runners.driver import Tensor
-from parity.runners.stages import Call
+from parity.runners.stages import Call, Stages
 
 #: Tensors that are rows of the stream, or become so: their first two axes count rows.
 _ROWS = ("hidden", "encoded", "logits", "cross_k_", "cross_v_")
@@ -97,10 +97,35 @@ class CallsReference:
         self.recorded = recorded
 
     def expected(
-        self, call: Call, stage: str, inputs: Mapping[str, Tensor], made: Mapping[str, Tensor]  # noqa: ARG002
+        self,
+        call: Call,
+        stage: str,
+        inputs: Mapping[str, Tensor],  # noqa: ARG002
+        made: Mapping[str, Tensor],
     ) -> dict[str, Expected]:
-        names = {tensor: f"{call.number}/{stage}/{tensor}" for tensor in made}
+        if stage == SIGNATURES:  # no stage: what the only one that makes a tensor has made of it
+            here = [name.split("/") for name in self.recorded if name.startswith(f"{call.number}/")]
+            names = {tensor: f"{number}/{maker}/{tensor}" for number, maker, tensor in here if tensor in made}
+        else:
+            names = {tensor: f"{call.number}/{stage}/{tensor}" for tensor in made}
         return {tensor: Expected(self.recorded[name]) for tensor, name in names.items() if name in self.recorded}
+
+
+class LiveReference:
+    """The re-authored model itself, run on whatever a call is given; the cache counts."""
+
+    def __init__(self, models: Mapping[int, Stages]) -> None:
+        self.models = models
+
+    def expected(
+        self,
+        call: Call,
+        stage: str,  # noqa: ARG002
+        inputs: Mapping[str, Tensor],
+        made: Mapping[str, Tensor],  # noqa: ARG002
+    ) -> dict[str, Expected]:
+        (step,) = self.models[call.cache_length].steps(call.entry, call.length)
+        return {tensor: Expected(value) for tensor, value in step.run(inputs).items()}
 
 
 class Recorder:
