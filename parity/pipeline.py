@@ -183,7 +183,7 @@ def bisect(request: Request, reporter: Reporter, output: Path | None = None) -> 
     found: list[Bisection] = []
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
         ladder = _ladder(request, weights, inputs, 0, Path(scratch), reporter)
-        bisector = Bisector(ladder)
+        bisector = Bisector(ladder, keeping=output is not None)
         for name in request.plan.rungs:
             files = partial(_float_files, ladder)
             result = rung_of(name, request.plan.recipes, bisector, files)()

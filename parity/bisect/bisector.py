@@ -43,17 +43,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Found:
-    """What bisecting a rung found; ``sample`` is the call in which its first bad stage is furthest off."""
+    """What bisecting a rung found; ``sample``, if kept, is the call in which its first bad stage is furthest off."""
 
     bisection: Bisection
     sample: Sample | None = None
 
 
 class Bisector:
-    """Bisects the rungs of a ladder on all of its inputs. What several rungs need is made once."""
+    """Bisects the rungs of a ladder on all of its inputs. What several rungs need is made once.
 
-    def __init__(self, ladder: Ladder) -> None:
+    ``keeping`` a sample of a bad stage takes another pass.
+    """
+
+    def __init__(self, ladder: Ladder, *, keeping: bool = False) -> None:
         self.ladder = ladder
+        self.keeping = keeping
         self._staged: FileSide | None = None
 
     def reauthored(self) -> Found:
@@ -144,8 +148,8 @@ class Bisector:
         return conclude(rung, reference, [prompt.id for prompt in self.ladder.inputs.prompts], rows)
 
     def _found(self, bisection: Bisection, keep: Callable[..., Sample]) -> Found:
-        """With a sample of the first bad stage, if there is one; ``keep`` is the job that makes it, given the place."""
-        if bisection.first is None or bisection.phase is None:
+        """With a sample of the first bad stage, where one is wanted; ``keep`` is the job that makes it at a place."""
+        if not self.keeping or bisection.first is None or bisection.phase is None:
             return Found(bisection)
         place = Place(bisection.phase, bisection.first)
         return Found(bisection, self._run(f"keeping a call of {place.stage}", partial(keep, place)))

@@ -266,7 +266,7 @@ def _remark(first: StageErrors | None, stages: Sequence[StageErrors]) -> str:
     elif len(bad) == 1:
         found = f"exactly one {kind} is off, {bad[0]}: look at its own weights"
     elif len(bad) == len(siblings):
-        found = f"every {kind} is off: look at what they share: rotary tables, masks, the configuration"
+        found = f"every {kind} is off: look at what they share: rotary tables, masks, the configuration, their code"
     else:
         found = f"{len(bad)} of {len(siblings)} are off ({', '.join(bad)}): look at what these have that others do not"
     before = [row.phase for row in stages if row.stage == first.stage and row.phase != first.phase]

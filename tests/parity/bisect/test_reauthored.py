@@ -55,9 +55,9 @@ def perturbed(path: str, by: float = 1.01) -> Callable[[Any], None]:
     return change
 
 
-def swapped(one: str, other: str) -> Callable[[Any], None]:
+def swapped(owner: str, one: str, other: str) -> Callable[[Any], None]:
     def change(model: Any) -> None:
-        a, b = model.get_parameter(one), model.get_parameter(other)
+        a, b = model.get_parameter(f"{owner}.{one}"), model.get_parameter(f"{owner}.{other}")
         kept = a.clone()
         a.copy_(b)
         b.copy_(kept)
@@ -74,7 +74,7 @@ def attribute(path: str, value: Any) -> Callable[[Any], None]:
 
 
 LOADED = [
-    ("one layer's matrices swapped", "smollm-135m", swapped("blocks.1.mlp.gate_proj.weight", "blocks.1.mlp.up_proj.weight"), "block_1"),
+    ("two matrices swapped", "smollm-135m", swapped("blocks.1.mlp", "gate_proj.weight", "up_proj.weight"), "block_1"),
     ("embedding not scaled", "gemma-2-2b", attribute("embed.scale", 1.0), "embed"),
     ("final norm", "phi-2", perturbed("head.norm.weight"), "head"),
     ("final softcap", "gemma-2-2b", attribute("head.softcap", None), "head"),
