@@ -28,7 +28,7 @@ from parity.compare.bisect import (
     judge_recipe,
     with_signatures,
 )
-from parity.compare.limits import FLOAT_LIMITS, Limit, limits_for
+from parity.compare.limits import FLOAT_LIMITS, Limit, stage_limits
 from parity.convert.quantize import quantize
 from parity.convert.recipes import Recipe, weight_bits
 from parity.convert.stages import staged_conversion
@@ -166,7 +166,7 @@ def stage_limit(recipe: Recipe, phase: Phase) -> Limit:
         RungError: no limit is known.
     """
     by = recipe.encoder if recipe.encoder and phase == "encode" else recipe
-    limits = limits_for(by.name, weight_bits(by), "encoder")
+    limits = stage_limits(by.name, weight_bits(by))
     if not limits:
         raise RungError(f"no limits are known for {by.name}; measure some and add them to the table")
     return limits[0]

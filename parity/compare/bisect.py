@@ -75,10 +75,12 @@ def compare_rows(expected: NDArray[Any], got: NDArray[Any]) -> RowErrors:
         raise ValueError(f"shapes {expected.shape} and {got.shape} cannot be compared")
     rows = len(expected)
     want, have = expected.reshape(rows, -1).astype(np.float64), got.reshape(rows, -1).astype(np.float64)
-    both = (want < _BLOCKED) & (have < _BLOCKED)
+    both = (want < _BLOCKED) & (have < _BLOCKED) & np.isfinite(want) & np.isfinite(have)
     want, have = np.where(both, 0.0, want), np.where(both, 0.0, have)
-    error = np.square(have - want).sum(axis=1)
-    return RowErrors(np.where(np.isfinite(error), error, np.inf), np.square(want).sum(axis=1))
+    with np.errstate(invalid="ignore"):
+        error = np.square(have - want).sum(axis=1)
+    usable = np.isfinite(error)
+    return RowErrors(np.where(usable, error, np.inf), np.where(usable, np.square(want).sum(axis=1), 0.0))
 
 
 @dataclass(frozen=True)
