@@ -183,6 +183,80 @@ def check(
 
 
 @app.command()
+def bisect(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="A preset or a family.", autocompletion=_complete_models),
+    ] = None,
+    weights: WeightsOption = "tiny",
+    rung: Annotated[
+        list[str] | None, typer.Option("--rung", help="Only this rung or recipe; repeatable. reauthored, then float.")
+    ] = None,
+    recipe: Recipes = None,
+    encoder_recipe: EncoderRecipe = None,
+    prompts: Prompts = None,
+    prefill: Prefill = None,
+    kv_cache: KVCache = None,
+    trust_remote_code: RemoteCode = False,
+    json: JsonFile = None,
+    html: HtmlFile = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A new folder for a reproduction of the first bad stage.")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", help="Run the stage of a reproduction again, and nothing else.")
+    ] = None,
+) -> None:
+    """The first stage whose error jumps, and how the error grows by depth."""
+    from json import dumps
+
+    from rich.console import Console
+
+    from parity.bisect import reproduction
+    from parity.errors import UsageError
+    from parity.files import writable
+    from parity.pipeline import Request
+    from parity.pipeline import bisect as run
+    from parity.report import stages
+
+    console = Console()
+    if replay is not None:
+        if name is not None:
+            raise UsageError("--replay knows its model from the folder; leave MODEL out")
+        replayed = reproduction.replay(replay, _reporter())
+        stages.render_replayed(replayed, console)
+        raise typer.Exit(FAILED if replayed.bad else PASSED)
+    if name is None:
+        raise UsageError("parity bisect takes a MODEL, or --replay FOLDER")
+    recipes = _expand(recipe)
+    request = Request(
+        model=_select([name])[0],
+        weights=weights,
+        prompts=prompts,
+        rungs=rung or (() if recipes else ("reauthored", "float")),
+        recipes=recipes,
+        encoder_recipe=encoder_recipe,
+        prefill_lengths=prefill or (),
+        cache_length=kv_cache,
+        remote_code=trust_remote_code,
+    )
+    for path in filter(None, (json, html)):
+        writable(path)
+    found = run(request, _reporter(), output)
+    for bisection in found:
+        stages.render(bisection, console)
+    about = {"model": request.name, "weights": weights, "prompts": request.prompt_set}
+    bad = any(bisection.first for bisection in found)
+    if json:
+        _write_text(json, dumps(stages.to_json(found, about), indent=1, allow_nan=False) + "\n")
+    if html:
+        _write_text(html, stages.to_html(found, about))
+    if bad and output:
+        console.print(f"{output}: run `parity bisect --replay {output}` to see it again", markup=False, soft_wrap=True)
+    raise typer.Exit(FAILED if bad else PASSED)
+
+
+@app.command()
 def convert(
     name: OneModel,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, or a folder to name it in.")],
@@ -409,19 +483,22 @@ def _reporter() -> Reporter:
     return Reporter(Console(stderr=True))
 
 
+def _write_text(path: Path, text: str) -> None:
+    from parity.files import whole_file
+
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _writers(json: Path | None, markdown: Path | None, html: Path | None) -> list[Callable[[Sequence[Report]], None]]:
     """What writes each file that was asked for; an unwritable place is refused now, not after the run."""
-    from parity.files import whole_file, writable
+    from parity.files import writable
     from parity.report.html import to_html
     from parity.report.markdown import to_markdown
     from parity.report.record import write_json
 
     def text_writer(path: Path, form: Callable[[Sequence[Report]], str]) -> Callable[[Sequence[Report]], None]:
-        def write(reports: Sequence[Report]) -> None:
-            with whole_file(path) as temporary:
-                temporary.write_text(form(reports), encoding="utf-8")
-
-        return write
+        return lambda reports: _write_text(path, form(reports))
 
     for path in filter(None, (json, markdown, html)):
         writable(path)

@@ -114,6 +114,8 @@ class Ladder:
     scratch: Path
     reporter: Reporter
     remote_code: bool = False
+    #: The float files once they are made, in the order of ``exports``.
+    files: list[FloatFile] = field(default_factory=list)
 
     @property
     def small(self) -> bool:
@@ -162,11 +164,11 @@ class Ladder:
         if not self.plan.files:
             return
         try:
-            made = [self._convert(export, converting if export is self.exports[0] else None) for export in self.exports]
+            made = self.convert(converting)
         except (ParityError, ModelError) as error:
             yield from (Rung(name, cause=str(error)) for name in self.plan.files)
             return
-        files = [finished.value for finished in made]
+        files = self.files
         if self.plan.float_file:
             seconds, peak = sum(f.seconds for f in made), max(f.peak_rss_mb for f in made)
             facts = {
@@ -177,6 +179,16 @@ class Ladder:
             yield self._try_files("float", [file.path for file in files], facts, guide)
         for recipe in self.plan.recipes:
             yield self._try_recipe(recipe, files, guide)
+
+    def convert(self, converting: isolated.Job[FloatFile] | None) -> list[isolated.Finished[FloatFile]]:
+        """The float file of each export; the first may be under way.
+
+        Raises:
+            ParityError, ModelError: the checkpoint is not usable, or the converter failed.
+        """
+        made = [self._convert(export, converting if export is self.exports[0] else None) for export in self.exports]
+        self.files = [finished.value for finished in made]
+        return made
 
     def run(self, runner: Runner, guide: Guide | None = None) -> Recorded:
         """Record one rung and refuse a trace that is not one.

@@ -15,6 +15,11 @@ from models.authoring.hf_config import HFConfig
 from models.errors import ModelError, UnknownModelError
 from models.registry import Model
 from parity import environment, isolated
+from parity.bisect.bisector import Bisector
+from parity.bisect.locate import Locator, rung_of
+from parity.bisect.reproduction import refuse_existing
+from parity.bisect.reproduction import save as save_reproduction
+from parity.compare.bisect import Bisection
 from parity.compare.copies import Numbers, copied, denouncing
 from parity.compare.generation import compare_generation
 from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
@@ -24,7 +29,6 @@ from parity.compare.verdict import (
     NoiseFloor,
     Output,
     Verdict,
-    blaming_the_encoder,
     judge,
     measure,
     with_generation,
@@ -98,7 +102,7 @@ def check(request: Request, reporter: Reporter) -> Report:
         with ladder.converting() as converting:
             reference = findings.referred(*_refer(request, ladder), inputs)
             for rung in ladder.rungs(converting, reference.trace.said):
-                findings.judge(rung, reference, inputs)
+                findings.judge(rung, reference, inputs, ladder)
     return findings.report()
 
 
@@ -161,6 +165,49 @@ def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) 
     said = [rung.recorded.trace.said[prompt.id] if rung.recorded else () for rung in rungs]
     texts = isolated.run("decoding text", partial(_decode, weights.folder, said)).value
     return [Generated(rung.name, ids, words, rung.cause) for rung, ids, words in zip(rungs, said, texts, strict=True)]
+
+
+def bisect(request: Request, reporter: Reporter, output: Path | None = None) -> list[Bisection]:
+    """Compare the request's rungs stage by stage, down to the first that has a bad stage.
+
+    Of that stage a reproduction is written to ``output``, which must not exist.
+
+    Raises:
+        UsageError, UnknownModelError: the request itself cannot be carried out.
+        ParityError, ModelError: the weights, or a side of a comparison, cannot be used.
+    """
+    if output:
+        refuse_existing(output)
+    isolated.prepare(converter=bool(request.plan.files))
+    prompts = read_prompts(request.prompt_set)
+    weights = _weigh(request, reporter)
+    inputs = _read(request, prompts, weights, reporter)
+    found: list[Bisection] = []
+    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
+        ladder = _ladder(request, weights, inputs, 0, Path(scratch), reporter)
+        bisector = Bisector(ladder, keeping=output is not None)
+        for name in request.plan.rungs:
+            files = partial(_float_files, ladder)
+            result = rung_of(name, request.plan.recipes, bisector, files)()
+            found.append(result.bisection)
+            if result.bisection.first:
+                if output:
+                    recipe = next((each.source for each in request.plan.recipes if each.name == name), None)
+                    save_reproduction(
+                        result,
+                        output,
+                        model=request.model.name,
+                        weights=request.weights,
+                        sha256=weights.sha256,
+                        recipe=name if recipe and not recipe.endswith(".json") else recipe,
+                        encoder_recipe=request.encoder_recipe,
+                    )
+                break
+    return found
+
+
+def _float_files(ladder: Ladder) -> list[Path]:
+    return [finished.value.path for finished in ladder.convert(None)]
 
 
 def _decode(folder: Path, sequences: list[tuple[int, ...]], progress: isolated.Progress) -> list[str]:
@@ -227,6 +274,7 @@ class _Findings:
         self.numbers: list[Numbers] = []
         self.generation: list[dict[str, Any]] = []
         self.cause: str | None = None
+        self.locator = Locator(request.name, original=not request.golden)
 
     @contextmanager
     def failing_closed(self) -> Iterator[None]:
@@ -268,13 +316,16 @@ class _Findings:
             self._compare(Rung("original", original), original, reference, inputs)
         return reference
 
-    def judge(self, rung: Rung, reference: Reference, inputs: Inputs) -> None:
-        """Hold a rung against the reference; a rung without a trace is an ERROR."""
+    def judge(self, rung: Rung, reference: Reference, inputs: Inputs, ladder: Ladder) -> None:
+        """Hold a rung against the reference, and find the stage if it fails; a rung without a trace is an ERROR."""
         if rung.recorded:
+            judged = len(self.edges)
             self._compare(rung, rung.recorded, reference, inputs)
+            self.edges[judged:] = self.locator.locate(rung, self.edges[judged:], reference.trace, ladder)
         else:
             self.rungs.append(_rung_record(rung))
             self._error(rung.name, rung.cause)
+            self.locator.locate(rung, self.edges[-1:], reference.trace, ladder)
 
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
@@ -289,7 +340,7 @@ class _Findings:
         numbers = self._numbers(rung, recorded)
         cause = copied(numbers, reference.trace.digest, self.numbers, reference.floor)
         self.numbers.append(numbers)
-        self.edges += denouncing(blaming_the_encoder(edges), cause)
+        self.edges += denouncing(edges, cause)
         self.generation.append(asdict(generation))
 
     def _numbers(self, rung: Rung, recorded: Recorded) -> Numbers:

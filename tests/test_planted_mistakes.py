@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -450,25 +451,36 @@ def tree(tmp_path) -> Path:
     return tmp_path / "tree"
 
 
-def check(tree: Path, preset: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    """The exit code and the re-authored edges, by output, of a check with the sources of ``tree``."""
+#: The recording, which spares the time of the original: what it computes, no mistake of ours can change.
+GOLDEN = ("--golden", "--golden-dir", ROOT / "golden")
+
+
+def check(
+    tree: Path, preset: str, rung: str = "reauthored", against: Sequence[object] = GOLDEN
+) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit code and a rung's edges, by output, of a check with the sources of ``tree``."""
     report = tree.parent / "report.json"
-    # Against the recording, which spares the time of the original: what it computes, no mistake of ours can change.
-    golden = ("--golden", "--golden-dir", ROOT / "golden")
-    done = run(tree, "-m", "parity", "check", preset, "--rung", "reauthored", "--json", report, *golden)
+    done = run(tree, "-m", "parity", "check", preset, "--rung", rung, "--json", report, *against)
     assert "Traceback" not in done.stderr, done.stderr
     assert report.is_file(), done.stderr
-    edges = [edge for edge in json.loads(report.read_text())["edges"] if edge["candidate"] == "reauthored"]
+    edges = [edge for edge in json.loads(report.read_text())["edges"] if edge["candidate"] == rung]
     return done.returncode, {edge["output"]: edge for edge in edges}
+
+
+def plant(tree: Path, file: str, sound: str, broken: str) -> None:
+    path = tree / file
+    source = path.read_text()
+    assert source.count(sound) == 1, "the line to break has changed; break it as it is now"
+    path.write_text(source.replace(sound, broken))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what)
 def test_a_planted_mistake_fails(tree, mistake) -> None:
-    """Exit code 1, the right edge FAIL and its cause by how much; the encoder is blamed when, and only when, it is."""
-    path = tree / mistake.file
-    source = path.read_text()
-    assert source.count(mistake.sound) == 1, "the line to break has changed; break it as it is now"
-    path.write_text(source.replace(mistake.sound, mistake.broken))
+    """Exit code 1, the right edge FAIL and its cause by how much; the encoder's FAILs when, and only when, it is off.
+
+    Without the original nobody knows the stage, and the cause says how to find it.
+    """
+    plant(tree, mistake.file, mistake.sound, mistake.broken)
     code, edges = check(tree, mistake.preset)
     edge = edges[mistake.output]
     assert edge["verdict"] == "FAIL"
@@ -477,7 +489,81 @@ def test_a_planted_mistake_fails(tree, mistake) -> None:
     assert edge["metrics"]["floor_ratio"] > 10 * edge["limits"]["floor_ratio"]
     if "encoder" in edges:
         assert edges["encoder"]["verdict"] == ("FAIL" if mistake.output == "encoder" else "PASS")
-        assert edges["logits"]["first_divergent_stage"] == ("encoder" if mistake.output == "encoder" else None)
+    failing = [edge for edge in edges.values() if edge["verdict"] == "FAIL"]
+    assert [edge["first_divergent_stage"] for edge in failing] == [None] * len(failing)
+    assert all(f'run "parity bisect {mistake.preset}" with the original' in edge["cause"] for edge in failing)
+
+
+@pytest.mark.parametrize(
+    ("what", "stages"),
+    [
+        ("phi2 block sequential", {"logits": "block_0"}),
+        ("gemma2 final softcap dropped", {"logits": "head"}),
+        ("t5 scores divided by the root", {"encoder": "encoder_0", "logits": "encoder_0"}),
+    ],
+)
+def test_a_check_names_the_stage(tree, what: str, stages: dict[str, str]) -> None:
+    """With the original at hand, every failing edge says where it begins."""
+    mistake = next(mistake for mistake in MISTAKES if mistake.what == what)
+    plant(tree, mistake.file, mistake.sound, mistake.broken)
+    code, edges = check(tree, mistake.preset, against=())
+    assert code == 1
+    assert {output: edge["first_divergent_stage"] for output, edge in edges.items()} == stages
+
+
+FILE_MISTAKES = {
+    "keys and values of a layer given in the wrong order": (
+        "models/authoring/signatures.py",
+        "        return self.entry(tensors)",
+        (
+            '        made = self.entry(tensors)\n        one, other = made["kv_cache_k_1"], made["kv_cache_v_1"]\n'
+            '        return {**made, "kv_cache_k_1": other, "kv_cache_v_1": one}'
+        ),
+        "signatures",
+        "every stage is right and the file is not",
+    ),
+    "cache always written at its beginning": (
+        "parity/convert/lowerings.py",
+        "[zero, start, zero, zero]",
+        "[zero, zero, zero, zero]",
+        "block_0",
+        "every block is off",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FILE_MISTAKES)
+def test_a_mistake_in_the_conversion_is_found_in_the_file(tree, what: str) -> None:
+    """Without the original: the re-authored model, which is right, is what a file is taken apart against."""
+    *planted, stage, remark = FILE_MISTAKES[what]
+    plant(tree, *planted)
+    code, edges = check(tree, "amd-llama-135m", rung="float")
+    assert code == 1
+    assert edges["logits"]["first_divergent_stage"] == stage
+    assert remark in edges["logits"]["cause"]
+
+
+def test_a_reproduction_runs_in_a_process_of_its_own(tree, tmp_path) -> None:
+    """It shows the mistake as long as it is there, and that it is gone once it is; the folder is written whole."""
+    mistake = next(mistake for mistake in MISTAKES if mistake.what == "gemma gain without its one")
+    plant(tree, mistake.file, mistake.sound, mistake.broken)
+    folder, report, page = (tmp_path / name for name in ("found", "found.json", "found.html"))
+    options = ("--rung", "reauthored", "--output", folder, "--json", report, "--html", page)
+    done = run(tree, "-m", "parity", "bisect", mistake.preset, *options)
+    assert done.returncode == 1, done.stderr
+    (found,) = json.loads(report.read_text())["rungs"]
+    assert found["first"] == "block_0"
+    assert "first bad stage: block_0" in page.read_text()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "expected.safetensors", "got.safetensors", "inputs.safetensors", "reproduction.json"
+    ]  # fmt: skip
+    again = run(tree, "-m", "parity", "bisect", mistake.preset, *options)
+    assert (again.returncode, "exists" in again.stderr) == (2, True)
+    replayed = run(tree, "-m", "parity", "bisect", "--replay", folder)
+    assert replayed.returncode == 1, replayed.stderr
+    plant(tree, mistake.file, mistake.broken, mistake.sound)
+    replayed = run(tree, "-m", "parity", "bisect", "--replay", folder)
+    assert replayed.returncode == 0, replayed.stderr
 
 
 def test_unbroken_copy_passes(tree) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +11,23 @@ from torch import Tensor, nn
 
 from models.authoring.model import Entry, Model
 from models.authoring.session import SessionInputs, Tensors, prefill_name
+from models.authoring.stage import Stage
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One entry point: ``module(**inputs)`` returns named outputs. ``inputs`` are samples of the right shape."""
+    """``module(**inputs)`` returns named outputs. ``inputs`` are samples of the right shape.
+
+    That of an entry point knows its ``stages``.
+    """
 
     name: str
     module: nn.Module
     inputs: dict[str, Tensor]
+    stages: Sequence[Stage] = ()
 
 
-class _EntryPoint(nn.Module):
+class EntryPoint(nn.Module):
     """Calls an entry point with named inputs, as the exported file will be called."""
 
     def __init__(self, model: Model, entry: Entry) -> None:
@@ -50,7 +55,7 @@ def signatures(
     for name, tensors in _largest(sessions).items():
         entry = model.entry(name, cache_length)
         samples = {key: torch.from_numpy(value) for key, value in tensors.items()}
-        yield Signature(name, _EntryPoint(model, entry), samples)
+        yield Signature(name, EntryPoint(model, entry), samples, entry.stages)
         with torch.no_grad():
             known |= entry(samples)
     if rows := max(sum(call.rows for call in session.calls) for session in sessions):
@@ -58,11 +63,36 @@ def signatures(
     for prefill in dict.fromkeys(session.prefill for session in sessions if session.prefill):
         entry = model.entry(prefill, cache_length, logits=prefill_logits)
         for length in prefill_lengths:
-            yield Signature(
-                prefill_name(prefill, length), _EntryPoint(model, entry), _samples(entry, length, known, sessions)
-            )
+            samples = _samples(entry, length, known, sessions)
+            yield Signature(prefill_name(prefill, length), EntryPoint(model, entry), samples, entry.stages)
     entry = model.entry("decode", cache_length)
-    yield Signature("decode", _EntryPoint(model, entry), _samples(entry, 1, known, sessions))
+    samples = _samples(entry, 1, known, sessions)
+    yield Signature("decode", EntryPoint(model, entry), samples, entry.stages)
+
+
+class OneStage(nn.Module):
+    """Calls a single stage with named inputs."""
+
+    def __init__(self, model: Model, stage: Stage) -> None:
+        super().__init__()
+        self.model = model
+        self.stage = stage
+
+    def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
+        known = dict(tensors)
+        self.stage(known)
+        return {name: known[name] for name in self.stage.outputs}
+
+
+def stage_signatures(model: Model, whole: Iterable[Signature]) -> Iterator[Signature]:
+    """Every stage of the signatures ``whole`` as one of its own, ``signature.stage``, for a file to be looked into."""
+    for signature in whole:
+        known = dict(signature.inputs)
+        for stage in signature.stages:
+            inputs = {name: known[name] for name in stage.inputs}
+            yield Signature(f"{signature.name}.{stage.name}", OneStage(model, stage), inputs)
+            with torch.no_grad():
+                stage(known)
 
 
 def _largest(sessions: Sequence[SessionInputs]) -> dict[str, Tensors]:

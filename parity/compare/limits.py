@@ -154,6 +154,24 @@ ENCODER_LIMITS = {
     "dynamic_int4": _encoded(0.71, "0.355 (T5 small, whose position bias is one of the weights)"),
 }
 
+
+def stage_limits(rung: str, bits: int | None = None) -> tuple[Limit, ...]:
+    """What a recipe may cost a single stage that is fed the reference's inputs: as much as a whole encoder.
+
+    An encoder is a few stages that hand on rows of the stream, and rounding adds up along them. A stage by itself can
+    only lose less; one that loses more has lost something else.
+    """
+    return limits_for(rung, bits, "encoder")
+
+
+#: The bound on how far a quantized stage may stand out among its siblings when all keep their limits.
+SIBLING_RATIO = Limit(
+    metric="sibling_ratio",
+    most=8.0,
+    reason="A stage's error over the median of its siblings'. Blocks differ in width, outliers and position in the "
+    "stack; a multiple as large as that allowed over the noise floor is what something else than rounding makes.",
+)
+
 #: Recipes without limits of their own are held to those of the plainest recipe with the same weight bits.
 _BY_BITS = {16: "fp16", 8: "dynamic_int8", 4: "dynamic_int4"}
 

@@ -94,12 +94,18 @@ def with_generation(edge: Edge, generation: Generation) -> Edge:
     return replace(edge, verdict=worst([edge.verdict, Verdict.FAIL]), cause=cause)
 
 
-def blaming_the_encoder(edges: Sequence[Edge]) -> list[Edge]:
-    """A rung's edges; where its encoder is off already, logits that are off too are said to diverge there."""
-    off = {edge.output for edge in edges if edge.verdict is Verdict.FAIL}
-    if off != {ENCODER, "logits"}:
-        return list(edges)
-    return [edge if edge.output == ENCODER else replace(edge, first_divergent_stage=ENCODER) for edge in edges]
+def furthest_off(reference: Trace, candidate: Trace) -> str:
+    """The prompt whose logits, or whose encoder's rows, are furthest off, by id."""
+
+    def error(name: str) -> float:
+        expected, got = reference.prompts[name], candidate.prompts[name]
+        pairs = [(getattr(expected, phase), getattr(got, phase)) for phase in PHASES]
+        found = [rel_l2(concatenate(compare_positions(a, b) for a, b in pairs if len(a)))]
+        if expected.encoded is not None and got.encoded is not None:
+            found.append(rel_l2(compare_positions(expected.encoded, got.encoded)))
+        return max(found)
+
+    return max(reference.prompts, key=error)
 
 
 def compare_phases(reference: Trace, candidate: Trace) -> dict[str, PositionErrors]:

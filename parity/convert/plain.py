@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.authoring.config import ModelConfig
 from models.authoring.session import SessionInputs
@@ -15,6 +17,10 @@ from parity.convert.metadata import stamp
 from parity.convert.quantize import name_weights
 from parity.errors import UsageError
 from parity.files import whole_file
+
+if TYPE_CHECKING:
+    from models.authoring.model import Model
+    from models.authoring.signatures import Signature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,30 +70,50 @@ def conversion(family: str, folder: Path, export: Export, destination: Path) -> 
 
 
 def _convert(family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress) -> FloatFile:
+    model = load_for_export(family, folder)
+    return write_file(model, whole_signatures(model, export), export, destination, progress)
+
+
+def load_for_export(family: str, folder: Path) -> Model:
+    """The model with its regions marked for the converter, in a process that does nothing else afterwards."""
     import gc
 
-    import litert_torch
     import torch
 
-    import parity.convert.lowerings  # noqa: F401  (teaches the converter this project's operators)
     from models import registry
-    from models.authoring.signatures import signatures
 
     # The converter's dependencies warn about each other; that goes to the job's log, and never stops a conversion.
     warnings.simplefilter("default")
     logging.getLogger().setLevel(logging.WARNING)
     gc.disable()  # this process ends with the conversion; collecting its many small graph objects costs a seventh of it
     torch.set_num_threads(1)  # tracing computes nothing large, and other rungs may be running beside it
-    model = registry.family(family).load(folder, fused=True)
-    converter = litert_torch.Converter()
-    made = []
-    for signature in signatures(
+    return registry.family(family).load(folder, fused=True)
+
+
+def whole_signatures(model: Model, export: Export) -> Iterator[Signature]:
+    """The signatures of an export, each a whole entry point."""
+    from models.authoring.signatures import signatures
+
+    return signatures(
         model,
         prefill_lengths=sorted(export.prefill_lengths),
         cache_length=export.cache_length,
         prefill_logits=export.prefill_logits,
         sessions=export.sessions,
-    ):
+    )
+
+
+def write_file(
+    model: Model, signatures: Iterable[Signature], export: Export, destination: Path, progress: isolated.Progress
+) -> FloatFile:
+    """Convert ``signatures`` of the model to the file ``destination``, whole or not at all."""
+    import litert_torch
+
+    import parity.convert.lowerings  # noqa: F401  (teaches the converter this project's operators)
+
+    converter = litert_torch.Converter()
+    made = []
+    for signature in signatures:
         converter.add_signature(signature.name, signature.module, sample_kwargs=signature.inputs)
         made.append(signature.name)
     progress(0, 1)

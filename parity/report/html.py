@@ -124,15 +124,17 @@ class Chart:
         last = min(_MOST_RANGE[1], max(_LEAST_RANGE[1], *(math.ceil(decade) for decade in decades), 0))
         axis = _Axis(first, last)
         step = 1 if last - first <= 8 else 2
-        ticks = [(axis.at(10.0**decade), _tick(decade)) for decade in range(first, last + 1) if decade % step == 0]
+        ticks = [(axis.at(10.0**decade), _share(decade)) for decade in range(first, last + 1) if decade % step == 0]
         return cls(rows=[axis.row(edge) for edge in edges], ticks=ticks, limit=axis.at(1.0))
 
 
-def _tick(decade: int) -> str:
-    if decade == 0:
-        return "limit"
-    power = f"{10.0**decade:g}" if -3 <= decade <= 3 else f"10{str(decade).translate(_SUPERSCRIPTS)}"
-    return power + _TIMES
+def tick(decade: int) -> str:
+    """A power of ten at the edge of an axis."""
+    return f"{10.0**decade:g}" if -3 <= decade <= 3 else f"10{str(decade).translate(_SUPERSCRIPTS)}"
+
+
+def _share(decade: int) -> str:
+    return "limit" if decade == 0 else tick(decade) + _TIMES
 
 
 @dataclass(frozen=True)

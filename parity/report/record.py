@@ -79,7 +79,7 @@ class Report:
         ordered = ("model", "family", "weights", "prompt_set", "rungs", "edges", "generation")
         tail = {"verdict": self.verdict, "cause": self.cause, "environment": self.environment, "seconds": self.seconds}
         whole = {"schema_version": SCHEMA_VERSION, **{key: fields[key] for key in ordered}, **tail}
-        cleaned: dict[str, Any] = _finite(whole)
+        cleaned: dict[str, Any] = without_infinities(whole)
         return cleaned
 
     @classmethod
@@ -117,13 +117,14 @@ def _wrong_parts(record: Mapping[str, Any]) -> Iterator[str]:
                     yield f"{part}[{number}].{key}"
 
 
-def _finite(value: Any) -> Any:
+def without_infinities(value: Any) -> Any:
+    """Plain values with null for every figure that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: without_infinities(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [without_infinities(item) for item in value]
     return value
 
 

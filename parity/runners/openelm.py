@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class OpenELMSession:
         self.end_tokens = _end_tokens(folder)
         self.dtype = dtype
         self.past: list[tuple[Tensor, Tensor]] = []
+        #: Is given the stream that each stage has made, and gives what the next one goes on with.
+        self.pass_on: Callable[[str, Tensor], Tensor] = lambda _, stream: stream
         self.note = f"an independent reference in plain tensor operations, transformers has no openelm{refused}"
 
     def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002  (its cache grows as it must)
@@ -53,7 +55,7 @@ class OpenELMSession:
         import torch
 
         table = self.weights["transformer.token_embeddings.weight"]
-        stream = table[torch.tensor(tokens)]
+        stream = self.pass_on("embed", table[torch.tensor(tokens)])
         seen = self.past
         self.past = []
         for layer in range(self.layers):
@@ -62,6 +64,7 @@ class OpenELMSession:
             hidden = self._norm(stream, f"layers.{layer}.ffn_norm") @ self._weight(layer, "ffn.proj_1").T
             activated, linear = hidden.chunk(2, dim=-1)
             stream = stream + (activated * torch.sigmoid(activated) * linear) @ self._weight(layer, "ffn.proj_2").T
+            stream = self.pass_on(f"block_{layer}", stream)
         logits: Logits = (self._norm(stream, "norm") @ table.T).numpy()
         return logits
 

@@ -24,7 +24,7 @@ from parity.pipeline import Request, check
 from parity.progress import Reporter
 from parity.report.record import Report
 from parity.runners.base import Recorded, Runner, record
-from parity.trace import PHASES, PromptTrace, Trace
+from parity.trace import PHASES, PromptTrace, Steps, Trace
 
 Lie = Callable[[Mapping[str, Trace], Trace], Trace]
 QUIET = Reporter(Console(stderr=True), quiet=True)
@@ -149,14 +149,15 @@ LIES: dict[str, tuple[Lie, str, str]] = {
     "a prompt too many": (prompts(lambda own: {**own, "x": next(iter(own.values()))}), "ERROR", "not in short"),
     "integers": (everywhere(lambda logits: logits.astype(np.int32)), "ERROR", "expected floating point"),
     "no free tokens": (
-        prompts(lambda own: {name: replace(p, generated=(), margins=()) for name, p in own.items()}),
+        prompts(lambda own: {name: replace(p, steps=Steps()) for name, p in own.items()}),
         "ERROR",
         "generated",
     ),
     "too few free tokens": (
         prompts(
             lambda own: {
-                name: replace(p, generated=p.generated[:-1], margins=p.margins[:-1]) for name, p in own.items()
+                name: replace(p, steps=Steps(p.steps.ids[:-1], p.steps.margins[:-1], p.steps.ends[:-1]))
+                for name, p in own.items()
             }
         ),
         "ERROR",

@@ -1,0 +1,1 @@
+"""Where did it break: the first stage whose error jumps."""

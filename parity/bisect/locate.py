@@ -1,0 +1,114 @@
+"""What a check does about a rung that fails: it finds the stage, on the prompt that shows the failure best."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from parity.bisect.bisector import Bisector, Found
+from parity.compare.bisect import STAGE_PHASES, Phase
+from parity.compare.verdict import ENCODER, Edge, Verdict, furthest_off, worst
+from parity.convert.recipes import Recipe
+from parity.errors import RungError
+from parity.ladder import Ladder, Rung
+from parity.runners.base import shortest
+from parity.trace import Trace
+
+#: What an edge of an encoder can be blamed on.
+_ENCODING: tuple[Phase, ...] = ("encode",)
+
+
+class Locator:
+    """Names the first divergent stage of failing rungs. A rung is bisected only if the one before it is sound."""
+
+    def __init__(self, name: str, *, original: bool) -> None:
+        self.name = name
+        self.original = original
+        self._judged: dict[str, list[Edge]] = {}
+
+    def locate(self, rung: Rung, edges: Sequence[Edge], reference: Trace, ladder: Ladder) -> list[Edge]:
+        """The rung's edges, those that FAIL with their stage; what stands in the way of that is said in the cause.
+
+        Whatever goes wrong here changes no verdict.
+        """
+        before = next((self._judged[name] for name in _before(rung.name) if name in self._judged), [])
+        located = list(edges)
+        if rung.recorded and any(edge.verdict is Verdict.FAIL for edge in edges):
+            located = self._located(rung, edges, before, furthest_off(reference, rung.recorded.trace), ladder)
+        self._judged[rung.name] = located
+        return located
+
+    def _located(
+        self, rung: Rung, edges: Sequence[Edge], before: Sequence[Edge], prompt: str, ladder: Ladder
+    ) -> list[Edge]:
+        if before and (verdict := worst(edge.verdict for edge in before)) is not Verdict.PASS:
+            name, stages = before[0].candidate, [edge.first_divergent_stage for edge in before]
+            stage = next(filter(None, reversed(stages)), None)
+            off, unknown = f"{name} is off already", f"the stage is not known, {name} could not be run"
+            said = off if verdict is Verdict.FAIL else unknown
+            return [_failing(edge, stage, said) for edge in edges]
+        if rung.name == "reauthored" and not self.original:
+            said = f'run "parity bisect {self.name}" with the original to find the stage'
+            return [_failing(edge, None, said) for edge in edges]
+        try:
+            found = self._bisect(rung.name, prompt, ladder)
+        except Exception as error:  # noqa: BLE001  (the verdict stands, whatever keeps its stage from being found)
+            said = f"the stage could not be found: {' '.join(str(error).split())[:300]}"
+            return [_failing(edge, None, said) for edge in edges]
+        bisection = found.bisection
+        return [
+            _failing(
+                edge,
+                bisection.first_in(_ENCODING if edge.output == ENCODER else STAGE_PHASES),
+                f"{bisection.remark} (on prompt {prompt})",
+            )
+            for edge in edges
+        ]
+
+    def _bisect(self, name: str, prompt: str, ladder: Ladder) -> Found:
+        chosen = next(each for each in ladder.inputs.prompts if each.id == prompt)
+        length = shortest([export.cache_length for export in ladder.exports], chosen.until(ladder.generate))
+        place = [export.cache_length for export in ladder.exports].index(length)
+        session = ladder.exports[place].sessions[ladder.inputs.prompts.index(chosen)]
+        with tempfile.TemporaryDirectory(prefix="bisect-", dir=ladder.scratch) as scratch:
+            bisector = Bisector(
+                replace(
+                    ladder,
+                    inputs=replace(ladder.inputs, prompts=(chosen,)),
+                    exports=(replace(ladder.exports[place], sessions=(session,)),),
+                    scratch=Path(scratch),
+                )
+            )
+            return rung_of(name, ladder.plan.recipes, bisector, lambda: [ladder.files[place].path])()
+
+
+def rung_of(
+    name: str, recipes: Sequence[Recipe], bisector: Bisector, files: Callable[[], Sequence[Path]]
+) -> Callable[[], Found]:
+    """What bisects the rung ``name``; ``files`` gives the float files, where those are asked for.
+
+    Raises:
+        RungError: there is no such rung.
+    """
+    if name == "reauthored":
+        return bisector.reauthored
+    if name == "float":
+        return lambda: bisector.float_file(files())
+    recipe = next((recipe for recipe in recipes if recipe.name == name), None)
+    if recipe is None:
+        raise RungError(f"{name} is no rung of this run")
+    return lambda: bisector.recipe(recipe)
+
+
+def _before(rung: str) -> Sequence[str]:
+    """The rungs that a rung builds on, the nearest first."""
+    return {"reauthored": (), "float": ("reauthored",)}.get(rung, ("float", "reauthored"))
+
+
+def _failing(edge: Edge, stage: str | None, said: str) -> Edge:
+    """The edge, if it FAILs, with the stage and what there is to say."""
+    if edge.verdict is not Verdict.FAIL:
+        return edge
+    return replace(edge, first_divergent_stage=stage, cause=f"{edge.cause}; {said}" if edge.cause else said)
