@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,8 +15,9 @@ from models.authoring.hf_config import HFConfig
 from models.errors import ModelError, UnknownModelError
 from models.registry import Model
 from parity import environment, isolated
-from parity.compare.generation import compare_generation
+from parity.compare.generation import Generation, compare_generation
 from parity.compare.limits import Limit, limits_for
+from parity.compare.roundings import least_floors
 from parity.compare.verdict import (
     ENCODER,
     Edge,
@@ -37,6 +38,7 @@ from parity.progress import Reporter
 from parity.report.record import Report, RungRecord
 from parity.report.side_by_side import Generated
 from parity.runners.base import Recorded
+from parity.trace import Trace
 from parity.weights import Weights, kind_of, resolve
 
 #: Tokens of free-running generation compared after each prompt.
@@ -117,7 +119,7 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
         oracle, original = ladder.original()
-    floor = NoiseFloor.measure(oracle.trace, original.trace)
+    floor = NoiseFloor.measure(oracle.trace, original.trace, least_floors(ladder.config))
     for metrics in measure(oracle.trace, original.trace, floor, inputs).values():
         edge = judge("original64", "original", metrics, limits_for("original"))
         if edge.verdict is not Verdict.PASS:
@@ -204,8 +206,19 @@ def _refer(request: Request, ladder: Ladder) -> tuple[Reference, tuple[Recorded,
     if request.golden:
         return request.golden.replay(request.name, ladder.weights, ladder.inputs), None
     oracle, original = ladder.original()
-    floor = NoiseFloor.measure(oracle.trace, original.trace)
+    floor = NoiseFloor.measure(oracle.trace, original.trace, least_floors(ladder.config))
     return Reference("original64", oracle.trace, floor), (oracle, original)
+
+
+def judge_rung(
+    name: str, trace: Trace, reference: Reference, inputs: Inputs, limits: Callable[[Output], tuple[Limit, ...]]
+) -> tuple[list[Edge], Generation]:
+    """The edges of a rung, one for each output that is compared, and its free-running generation."""
+    measured = measure(reference.trace, trace, reference.floor, inputs)
+    generation = compare_generation(name, reference.trace, trace, measured["logits"]["max_abs"])
+    edges = [judge(reference.name, name, metrics, limits(output), output) for output, metrics in measured.items()]
+    edges[-1] = with_generation(edges[-1], generation)
+    return blaming_the_encoder(edges), generation
 
 
 class _Findings:
@@ -272,14 +285,9 @@ class _Findings:
 
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
-        measured = measure(reference.trace, recorded.trace, reference.floor, inputs)
-        generation = compare_generation(rung.name, reference.trace, recorded.trace, measured["logits"]["max_abs"])
-        edges = [
-            judge(reference.name, rung.name, metrics, self._limits(rung.name, output), output)
-            for output, metrics in measured.items()
-        ]
-        edges[-1] = with_generation(edges[-1], generation)
-        self.edges += blaming_the_encoder(edges)
+        limits = partial(self._limits, rung.name)
+        edges, generation = judge_rung(rung.name, recorded.trace, reference, inputs, limits)
+        self.edges += edges
         self.generation.append(asdict(generation))
 
     def _limits(self, rung: str, output: Output) -> tuple[Limit, ...]:
