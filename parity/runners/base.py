@@ -88,6 +88,13 @@ def record(
 
 
 def _record(runner: Runner, inputs: Inputs, path: Path, generate: int, progress: isolated.Progress) -> str:
+    trace, note = answer(runner, inputs, generate, progress)
+    trace.save(path)
+    return note
+
+
+def answer(runner: Runner, inputs: Inputs, generate: int, progress: isolated.Progress) -> tuple[Trace, str]:
+    """Run ``runner`` over all inputs in this very process: its trace and the session's note."""
     total = sum(1 + len(prompt.continuation) + generate for prompt in inputs.prompts)
     done = 0
     prompts = {}
@@ -97,9 +104,7 @@ def _record(runner: Runner, inputs: Inputs, path: Path, generate: int, progress:
                 done += 1
                 progress(done, total)
                 prompts[prompt.id] = result
-        note = session.note
-    Trace(prompts).save(path)
-    return note
+        return Trace(prompts), session.note
 
 
 def _answer(session: Session, prompt: TokenizedPrompt, generate: int) -> Iterator[PromptTrace]:
