@@ -347,6 +347,54 @@ def generate(
     raise typer.Exit(INCONCLUSIVE if any(result.cause for result in results) else PASSED)
 
 
+@app.command()
+def soak(
+    draws: Annotated[int, typer.Option("--draws", min=1, help="How many random draws to run.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="What all draws follow from.")] = 0,
+    draw: Annotated[int | None, typer.Option("--draw", min=0, help="Only the draw of this number.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="A preset; repeatable; the smallest of every architecture.",
+            autocompletion=_complete_models,
+        ),
+    ] = None,
+    files_every: Annotated[
+        int,
+        typer.Option("--files-every", min=0, help="How many draws of a model for one with files; 0: none."),
+    ] = 20,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Draws at a time; one for each core.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Finished draws, JSON Lines; the same file is continued.")
+    ] = None,
+    failures: Annotated[Path, typer.Option("--failures", help="Where draws that do not pass are kept.")] = Path(
+        "soak-failures"
+    ),
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Write the distribution as Markdown, with an SVG beside it.")
+    ] = None,
+) -> None:
+    """Random weights and prompts that a correct port must pass: anything but a PASS is a false alarm."""
+    from rich.console import Console
+
+    from parity.soak.command import Soak, run
+
+    asked = Soak(
+        seed=seed,
+        draws=draws,
+        draw=draw,
+        presets=tuple(found.name for found in _select(model)) if model else (),
+        files_every=files_every,
+        workers=workers,
+        output=output,
+        failures=failures,
+        markdown=markdown,
+    )
+    passed = run(asked, Console(), Console(stderr=True))
+    raise typer.Exit(PASSED if passed else FAILED)
+
+
 @app.command("weights")
 def weight_map(name: OneModel, weights: WeightsOption = "tiny") -> None:
     """Print the weight map: which stored tensors become which parameters, and how."""

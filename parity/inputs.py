@@ -224,7 +224,7 @@ def _tokenize(
                 f"the tokenizer in {folder} emits id {worst} for prompt {prompt.id}, the model has {config.vocab_size} "
                 "rows; the tokenizer belongs to another model"
             )
-        tokenized.append(_with_media(prompt.id, ids, continuation, config, media))
+        tokenized.append(tokenized_prompt(prompt.id, ids, continuation, config, media))
     return Inputs(prompts.name, prompts.source, prompts.sha256, sha256_of(tokenizer_files(folder)), tuple(tokenized))
 
 
@@ -241,7 +241,7 @@ def _heard(prompt: Prompt, beside: Path, folder: Path, config: ModelConfig) -> T
     return heard(prompt.audio, beside, folder, stem)
 
 
-def _with_media(
+def tokenized_prompt(
     name: str, ids: list[int], continuation: list[int], config: ModelConfig, media: Tensors
 ) -> TokenizedPrompt:
     """Where the text goes: into the language model, or into an encoder while the decoder begins with a fixed token.

@@ -84,28 +84,39 @@ class Job(Generic[T]):
             ParityError, ModelError: what the job itself raised.
             RungError: the process died, with the signal named, raised something unexpected, or stands still.
         """
-        while True:
-            if not self._connection.poll(patience):
-                self._process.kill()
-                minutes = f"{(patience or 0) / 60:.3g} minutes"
-                raise RungError(
-                    f"{self.name} made no progress for {minutes} and was ended{self._last_words()}; "
-                    "the file it runs may be damaged, or the machine has too little memory for it"
-                )
-            try:
-                kind, payload = self._connection.recv()
-            except EOFError:
-                raise self._died() from None
-            if kind == "progress" and on_progress:
-                on_progress(*payload)
-            elif kind == "raised":
-                raise payload
-            elif kind == "crashed":
-                raise RungError(f"{self.name} failed: {payload}")
-            elif kind == "done":
-                value, peak = payload
-                self._process.join()
-                return Finished(value, time.perf_counter() - self._began, peak)
+        while (finished := self.receive(on_progress, patience)) is None:
+            pass
+        return finished
+
+    @property
+    def connection(self) -> Connection:
+        """Readable when there is something to ``receive``; for waiting on several jobs at once."""
+        return self._connection
+
+    def receive(self, on_progress: Progress | None = None, patience: float | None = None) -> Finished[T] | None:
+        """Wait for the next word of the job; ``None`` unless it was the last. Raises as ``result`` does."""
+        if not self._connection.poll(patience):
+            self._process.kill()
+            minutes = f"{(patience or 0) / 60:.3g} minutes"
+            raise RungError(
+                f"{self.name} made no progress for {minutes} and was ended{self._last_words()}; "
+                "the file it runs may be damaged, or the machine has too little memory for it"
+            )
+        try:
+            kind, payload = self._connection.recv()
+        except EOFError:
+            raise self._died() from None
+        if kind == "raised":
+            raise payload
+        if kind == "crashed":
+            raise RungError(f"{self.name} failed: {payload}")
+        if kind == "done":
+            value, peak = payload
+            self._process.join()
+            return Finished(value, time.perf_counter() - self._began, peak)
+        if on_progress:
+            on_progress(*payload)
+        return None
 
     def _died(self) -> RungError:
         self._process.join()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,8 +21,9 @@ from parity.bisect.reproduction import refuse_existing
 from parity.bisect.reproduction import save as save_reproduction
 from parity.compare.bisect import Bisection
 from parity.compare.copies import Numbers, copied, denouncing
-from parity.compare.generation import compare_generation
+from parity.compare.generation import Generation, compare_generation
 from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
+from parity.compare.roundings import least_floors
 from parity.compare.verdict import (
     ENCODER,
     Edge,
@@ -43,6 +44,7 @@ from parity.progress import Reporter
 from parity.report.record import Report, RungRecord
 from parity.report.side_by_side import Generated
 from parity.runners.base import Recorded
+from parity.trace import Trace
 from parity.weights import Weights, kind_of, resolve
 
 #: Tokens of free-running generation compared after each prompt.
@@ -123,7 +125,7 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
     with scratch_folder() as scratch:
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
         oracle, original = ladder.original()
-    floor = NoiseFloor.measure(oracle.trace, original.trace)
+    floor = NoiseFloor.measure(oracle.trace, original.trace, least_floors(ladder.config))
     for metrics in measure(oracle.trace, original.trace, floor, inputs).values():
         edge = judge("original64", "original", metrics, limits_for("original"))
         if edge.verdict is not Verdict.PASS:
@@ -183,8 +185,8 @@ def bisect(request: Request, reporter: Reporter, output: Path | None = None) -> 
     weights = _weigh(request, reporter)
     inputs = _read(request, prompts, weights, reporter)
     found: list[Bisection] = []
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        ladder = _ladder(request, weights, inputs, 0, Path(scratch), reporter)
+    with scratch_folder() as scratch:
+        ladder = _ladder(request, weights, inputs, 0, scratch, reporter)
         bisector = Bisector(ladder, keeping=output is not None)
         for name in request.plan.rungs:
             files = partial(_float_files, ladder)
@@ -256,8 +258,28 @@ def _refer(request: Request, ladder: Ladder) -> tuple[Reference, tuple[Recorded,
         recorded.trace.check(ladder.inputs, ladder.config.vocab_size, "the recording", ladder.generate)
         return recorded, None
     oracle, original = ladder.original()
-    floor = NoiseFloor.measure(oracle.trace, original.trace)
+    floor = NoiseFloor.measure(oracle.trace, original.trace, least_floors(ladder.config))
     return Reference("original64", oracle.trace, floor), (oracle, original)
+
+
+def judge_rung(
+    name: str,
+    trace: Trace,
+    reference: Reference,
+    inputs: Inputs,
+    limits: Callable[[Output], tuple[Limit, ...]],
+    *,
+    sampled: bool = False,
+) -> tuple[list[Edge], Generation]:
+    """The edges of a rung, one for each output that is compared, and its generation.
+
+    ``sampled`` takes the prompts for a sample, which must be large enough for the limits.
+    """
+    measured = measure(reference.trace, trace, reference.floor, inputs, sampled=sampled)
+    generation = compare_generation(name, reference.trace, trace, measured["logits"]["max_abs"])
+    edges = [judge(reference.name, name, metrics, limits(output), output) for output, metrics in measured.items()]
+    edges[-1] = with_generation(edges[-1], generation)
+    return edges, generation
 
 
 class _Findings:
@@ -330,13 +352,8 @@ class _Findings:
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
         quantized = rung.name not in ("original", *FLOAT_RUNGS)
-        measured = measure(reference.trace, recorded.trace, reference.floor, inputs, sampled=quantized)
-        generation = compare_generation(rung.name, reference.trace, recorded.trace, measured["logits"]["max_abs"])
-        edges = [
-            judge(reference.name, rung.name, metrics, self._limits(rung.name, output), output)
-            for output, metrics in measured.items()
-        ]
-        edges[-1] = with_generation(edges[-1], generation)
+        limits = partial(self._limits, rung.name)
+        edges, generation = judge_rung(rung.name, recorded.trace, reference, inputs, limits, sampled=quantized)
         numbers = self._numbers(rung, recorded)
         cause = copied(numbers, reference.trace.digest, self.numbers, reference.floor)
         self.numbers.append(numbers)

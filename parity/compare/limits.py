@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-#: Half a unit in the last place of float32, relative: no float32 output can be expected nearer to the oracle, so a
-#: measured noise floor below this counts as this.
+#: Half a unit in the last place of float32, relative. A noise floor counts as no less than this times the root of how
+#: many roundings a model's output goes through in a row (``parity.compare.roundings`` derives and counts them).
 UNIT_ROUNDOFF = 2.0**-24
 
 FLOAT_RUNGS = ("reauthored", "float")

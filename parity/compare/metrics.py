@@ -18,6 +18,10 @@ Logits = NDArray[np.floating]
 
 #: Below this distance between the reference's two best logits, which of them wins says little.
 NEAR_TIE = 0.1
+#: A position whose reference is shorter than this part of the typical one (root mean square) is measured against this
+#: part of it. Rounding is as large as what was added, not as what is left: where nearly all of it cancels, the error
+#: relative to the rest has no bound, and a floor taken there would hide mistakes at every other position.
+FAINT = 0.1
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,13 @@ def rel_l2(errors: PositionErrors) -> float:
 
 
 def worst_position_rel_l2(errors: PositionErrors) -> float:
-    """The largest relative L2 error of any single position."""
-    return float(np.sqrt((errors.squared_error / errors.squared_reference).max()))
+    """The largest relative L2 error of any single position, faint ones relative to ``FAINT`` of the typical norm.
+
+    A reference of nothing but zeros stays no number, or infinity: it was no answer.
+    """
+    squared = errors.squared_reference
+    counted = np.where(squared > 0, np.maximum(squared, FAINT**2 * squared.mean()), 0.0)
+    return float(np.sqrt((errors.squared_error / counted).max()))
 
 
 def distances(errors: PositionErrors) -> dict[str, Any]:

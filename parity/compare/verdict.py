@@ -12,7 +12,7 @@ import numpy as np
 
 from parity.compare import sampling
 from parity.compare.generation import Generation
-from parity.compare.limits import FLOAT_RUNGS, UNIT_ROUNDOFF, Limit
+from parity.compare.limits import FLOAT_RUNGS, Limit
 from parity.compare.metrics import (
     PositionErrors,
     compare_positions,
@@ -75,12 +75,15 @@ class NoiseFloor:
 
     @classmethod
     @np.errstate(over="ignore", divide="ignore", invalid="ignore")
-    def measure(cls, oracle: Trace, original: Trace) -> NoiseFloor:
-        """The floor on these inputs. It is never taken to be below float32's unit roundoff."""
+    def measure(cls, oracle: Trace, original: Trace, least: Mapping[str, float]) -> NoiseFloor:
+        """The floor on these inputs, which is never taken to be below ``least`` of the phase (``least_floors``).
+
+        An original that is exact, or nearly, on some inputs says nothing of what other float32 evaluations may lose.
+        """
         errors = compare_phases(oracle, original)
         return cls(
-            {phase: max(rel_l2(found), UNIT_ROUNDOFF) for phase, found in errors.items()},
-            {phase: max(worst_position_rel_l2(found), UNIT_ROUNDOFF) for phase, found in errors.items()},
+            {phase: max(rel_l2(found), least[phase]) for phase, found in errors.items()},
+            {phase: max(worst_position_rel_l2(found), least[phase]) for phase, found in errors.items()},
         )
 
 

@@ -49,8 +49,15 @@ def quantize(
     Raises:
         RungError: the quantizer failed, nothing was quantized, or the file holds scales that the runtime refuses.
     """
-    job = partial(_quantize, source, names, recipe, destination)
+    job = quantization(source, names, recipe, destination)
     return isolated.run(f"quantizing to {recipe.name}", job, on_progress)
+
+
+def quantization(
+    source: Path, names: Sequence[str], recipe: Recipe, destination: Path
+) -> partial[list[WeightPrecision]]:
+    """The same as a job, for a process that is there already."""
+    return partial(_quantize, source, names, recipe, destination)
 
 
 def _quantize(

@@ -111,6 +111,15 @@ def record(
 def _record(
     runner: Runner, inputs: Inputs, path: Path, generate: int, guide: Guide | None, progress: isolated.Progress
 ) -> str:
+    trace, note = answer(runner, inputs, generate, guide, progress)
+    trace.save(path)
+    return note
+
+
+def answer(
+    runner: Runner, inputs: Inputs, generate: int, guide: Guide | None, progress: isolated.Progress
+) -> tuple[Trace, str]:
+    """Run ``runner`` over all inputs in this very process: its trace and the session's note."""
     steps = {prompt.id: generate if guide is None else len(guide[prompt.id]) for prompt in inputs.prompts}
     total = sum(1 + len(prompt.continuation) + steps[prompt.id] for prompt in inputs.prompts)
     done = 0
@@ -121,9 +130,7 @@ def _record(
                 done += 1
                 progress(done, total)
                 prompts[prompt.id] = result
-        note = session.note
-    Trace(prompts).save(path)
-    return note
+        return Trace(prompts), session.note
 
 
 def _answer(

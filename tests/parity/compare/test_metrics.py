@@ -265,7 +265,7 @@ def test_concatenate_and_summarize_are_consistent(sizes: list[tuple[int, int]], 
     for name in ("kl_mean", "top1_agreement", "top5_overlap"):  # means of up to 16 numbers, in another order
         mean = sum(piece[name] * count for piece, count in zip(pieces, counts, strict=True)) / counts.sum()
         assert figures[name] == pytest.approx(mean, rel=64 * EPS)
-    for name in ("max_abs", "kl_max", "worst_position_rel_l2"):
+    for name in ("max_abs", "kl_max"):
         assert figures[name] == max(piece[name] for piece in pieces)
     assert figures["near_ties"] == sum(piece["near_ties"] for piece in pieces)
     assert min(p["rel_l2"] for p in pieces) * (1 - 64 * EPS) <= figures["rel_l2"]
@@ -354,3 +354,25 @@ def test_reference_of_zeros_is_not_an_agreement(reference: Array) -> None:
     assert math.isnan(figures["worst_position_rel_l2"])
     if not reference.any():
         assert all(math.isnan(figures[name]) for name in ("rel_l2", "nmse", "cosine"))
+
+
+@LAWS
+@given(shrink=st.floats(1e-12, 1e-3), seed=st.integers(0, 2**31))
+def test_a_faint_position_does_not_hide_the_others(shrink: float, seed: int) -> None:
+    """Where nearly everything cancels, rounding is as large as elsewhere; it must not count without bound."""
+    rng = np.random.default_rng(seed)
+    reference = rng.standard_normal((20, 50))
+    reference[7] *= shrink
+    noise = 1e-6 * rng.standard_normal((20, 50))
+    errors = compare_positions(reference, reference + noise)
+    assert worst_position_rel_l2(errors) < 30e-6
+    wrong = reference + noise
+    wrong[3] = wrong[3][::-1]
+    assert worst_position_rel_l2(compare_positions(reference, wrong)) > 0.1
+
+
+def test_positions_of_ordinary_size_are_relative_to_themselves() -> None:
+    """Half the size, twice the relative error."""
+    reference = np.array([[2.0, 0.0], [1.0, 0.0]])
+    errors = compare_positions(reference, reference + np.array([[0.0, 0.0], [0.0, 0.1]]))
+    assert worst_position_rel_l2(errors) == pytest.approx(0.1)

@@ -1,0 +1,95 @@
+"""The file of finished draws: JSON Lines, one header and one line a draw, that survives being cut off anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from parity.errors import UsageError
+from parity.files import whole_file, writable
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a draw: ``verdict``, the edges' figures, and the ``cause`` of anything but a PASS."""
+
+    number: int
+    preset: str
+    family: str
+    verdict: str
+    seconds: float
+    prompts: int = 0
+    positions: int = 0
+    files: bool = False
+    threads: Mapping[str, int] = field(default_factory=dict)
+    dimensions: Mapping[str, Any] = field(default_factory=dict)
+    edges: tuple[Mapping[str, Any], ...] = ()
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """``header`` says what was asked for: a file is only ever continued by the same."""
+
+    path: Path
+    header: Mapping[str, Any]
+
+    def open(self) -> list[Outcome]:
+        """What is finished already. Makes the file, or takes off a last line that was not written to its end.
+
+        Raises:
+            UsageError: the file is of another run, or no file of results.
+        """
+        writable(self.path)
+        written = self.path.read_bytes() if self.path.exists() else b""
+        whole = written[: written.rfind(b"\n") + 1]
+        if not whole:
+            if written and not written.startswith(b'{"schema_version"'):
+                raise UsageError(f"{self.path} is no file of finished draws; name another one")
+            with whole_file(self.path) as temporary:
+                temporary.write_text(json.dumps(dict(self.header)) + "\n", encoding="utf-8")
+        elif whole != written:
+            os.truncate(self.path, len(whole))
+        header, outcomes = read(self.path)
+        asked = {key: value for key, value in self.header.items() if key != "environment"}
+        if different := [key for key in asked if header.get(key) != asked[key]]:
+            raise UsageError(
+                f"{self.path} was begun with {different[0]} {header.get(different[0])}, not {asked[different[0]]}; "
+                "ask for the same, or name another file"
+            )
+        return outcomes
+
+    def append(self, outcome: Outcome) -> None:
+        """One write at the end of the file, whoever else writes there."""
+        line = (json.dumps(asdict(outcome)) + "\n").encode()
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(file, line)
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Outcome]]:
+    """The header and the finished draws, by number. A last line that is still being written does not count.
+
+    Raises:
+        UsageError: there is no such file, or it is not of this kind.
+    """
+    try:
+        written = path.read_text(encoding="utf-8")
+        header, *lines = [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
+        outcomes = [Outcome(**{**line, "edges": tuple(line["edges"])}) for line in lines]
+    except FileNotFoundError:
+        raise UsageError(f"{path} is no file; name one that `parity soak -o` wrote") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is no file of finished draws ({error}); name another one") from None
+    if not isinstance(header, dict) or header.get("schema_version") != SCHEMA_VERSION:
+        raise UsageError(f"{path} was written by another version; name another file")
+    return header, sorted(outcomes, key=lambda outcome: outcome.number)

@@ -1,0 +1,229 @@
+"""Running draws: long-lived processes, one a core, and a file that remembers what is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from functools import partial
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from models import registry
+from models.authoring.end_tokens import end_tokens
+from models.authoring.hf_config import HFConfig
+from models.errors import ModelError
+from parity import isolated
+from parity.compare.limits import Limit, limits_for
+from parity.compare.roundings import least_floors
+from parity.compare.verdict import Edge, NoiseFloor, Output, Verdict, worst
+from parity.convert.plain import conversion
+from parity.convert.quantize import quantization
+from parity.convert.recipes import DEFAULT_RECIPE, get_recipe
+from parity.errors import ParityError
+from parity.files import whole_file
+from parity.golden import Reference
+from parity.ladder import fit
+from parity.pipeline import judge_rung
+from parity.runners.base import Guide, answer
+from parity.runners.litert import LiteRT
+from parity.runners.original import Original
+from parity.runners.reauthored import Reauthored
+from parity.soak.draws import Draw
+from parity.soak.results import Outcome, Results, read
+from parity.trace import Trace
+from parity.weights import write_checkpoint
+
+#: Draws that a process takes at a time: many, because it reads the code of every architecture once; not all, so that
+#: what its libraries keep stays little. Those with files come alone: a conversion leaves much behind.
+BATCH = 64
+#: Figures of an edge that are kept.
+KEPT = (
+    *("floor_ratio", "worst_position_ratio", "rel_l2", "worst_position_rel_l2"),
+    *("kl_mean", "kl_p99", "top1_agreement_clear", "perplexity_ratio"),
+)
+
+#: Told of every draw that is finished.
+Finished = Callable[[Outcome], None]
+
+
+def soak(
+    draws: Sequence[Draw], results: Results, failures: Path, workers: int, on_finished: Finished = lambda _: None
+) -> list[Outcome]:
+    """Run those of ``draws`` that ``results`` does not have yet, ``workers`` at a time; all outcomes, by number.
+
+    What is no PASS is kept in ``failures``, a folder each.
+    """
+    finished = {outcome.number: outcome for outcome in results.open()}
+    waiting = list(_batches([draw for draw in draws if draw.number not in finished]))
+    isolated.prepare(converter=any(draw.files for draw in draws))
+    # Threads that wait for each other must not keep the cores from other draws: a draw on two threads takes a tenth of
+    # the time. Inherited by the processes; libraries that are loaded already do not read it any more.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    running: dict[isolated.Job[None], list[Draw]] = {}
+
+    def look(*_: int) -> None:
+        for outcome in read(results.path)[1]:
+            if outcome.number not in finished:
+                finished[outcome.number] = outcome
+                on_finished(outcome)
+
+    with ExitStack() as stack:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                batch = waiting.pop(0)
+                work = partial(_run_all, batch, results, failures)
+                running[stack.enter_context(isolated.Job("soaking", work))] = batch
+            ready = wait([job.connection for job in running])
+            for job in [job for job in running if job.connection in ready]:
+                try:
+                    ended = job.receive(look) is not None
+                except (ParityError, ModelError) as error:
+                    ended = True
+                    look()
+                    # It died over the first draw that it left; the others are for another process.
+                    lost, *others = [draw for draw in running[job] if draw.number not in finished]
+                    results.append(_outcome(lost, 0.0, cause=str(error)))
+                    waiting += [others] if others else []
+                if ended:
+                    del running[job]
+                    look()
+    return sorted(finished.values(), key=lambda outcome: outcome.number)
+
+
+def _batches(draws: Sequence[Draw]) -> Iterator[list[Draw]]:
+    plain: list[Draw] = []
+    for draw in draws:
+        if draw.files:
+            yield [draw]
+            continue
+        plain.append(draw)
+        if len(plain) == BATCH:
+            yield plain
+            plain = []
+    if plain:
+        yield plain
+
+
+def _run_all(draws: Sequence[Draw], results: Results, failures: Path, progress: isolated.Progress) -> None:
+    for done, draw in enumerate(draws, start=1):
+        results.append(run_draw(draw, failures))
+        progress(done, len(draws))
+
+
+def run_draw(draw: Draw, failures: Path) -> Outcome:
+    """One draw in this process: every rung on the same weights and prompts, judged as a check judges them."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="parity-soak-") as scratch:
+        folder = Path(scratch) / "checkpoint"
+        folder.mkdir()
+        try:
+            found = _ladder(draw, folder, Path(scratch))
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is no PASS, and the next draw goes on)
+            found = {"cause": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+        outcome = _outcome(draw, time.perf_counter() - began, **found)
+        if outcome.verdict != Verdict.PASS:
+            _keep(outcome, draw, folder, failures)
+    return outcome
+
+
+def _outcome(
+    draw: Draw, seconds: float, *, edges: Sequence[Edge] = (), cause: str | None = None, **found: Any
+) -> Outcome:
+    causes = [f"{edge.candidate}, {edge.output}: {edge.cause}" for edge in edges if edge.cause]
+    return Outcome(
+        number=draw.number,
+        preset=draw.preset,
+        family=registry.get(draw.preset).family.name,
+        verdict=worst(edge.verdict for edge in edges),
+        seconds=round(seconds, 3),
+        files=draw.files,
+        edges=tuple(
+            {
+                "candidate": edge.candidate,
+                "output": edge.output,
+                "verdict": edge.verdict,
+                **{name: edge.metrics[name] for name in KEPT if name in edge.metrics},
+            }
+            for edge in edges
+        ),
+        cause="; ".join(filter(None, [cause, *causes])) or None,
+        **found,
+    )
+
+
+def _ladder(draw: Draw, folder: Path, scratch: Path) -> dict[str, Any]:
+    """Every rung of the draw, and what of it is kept."""
+    model = draw.model
+    write_checkpoint(folder, model, _silent, tiny=True)
+    config = model.family.config_from(HFConfig.load(folder))
+    inputs = draw.inputs(folder, config)
+    exports = fit(config, inputs, (), None, draw.generate)
+    threads: dict[str, int] = {}
+
+    def run(runner: Original | Reauthored | LiteRT, guide: Guide | None) -> Trace:
+        threads[runner.name] = draw.threads(runner.name)
+        runner = replace(runner, threads=threads[runner.name])
+        trace, _ = answer(runner, draw.shuffled(inputs, runner.name), draw.generate, guide, _silent)
+        trace.check(inputs, config.vocab_size, runner.name, draw.generate, guide)
+        return trace
+
+    oracle, ends = run(Original(folder, "float64"), None), end_tokens(folder)
+    guide = oracle.said
+    original = run(Original(folder), guide)
+    reference = Reference("original64", oracle, NoiseFloor.measure(oracle, original, least_floors(config)))
+    edges: list[Edge] = []
+
+    def judge(name: str, trace: Trace) -> None:
+        limits = partial(_limits, name)
+        edges.extend(judge_rung(name, trace, reference, inputs, limits)[0])
+
+    judge("original", original)
+    lengths = tuple(export.cache_length for export in exports)
+    judge("reauthored", run(Reauthored(model.family.name, folder, lengths, end_tokens=ends), guide))
+    if draw.files:
+        made = [
+            conversion(model.family.name, folder, export, scratch / f"float_{export.cache_length}.tflite")(_silent)
+            for export in exports
+        ]
+        judge("float", run(LiteRT("float", tuple(file.path for file in made), config, 1, ends), guide))
+        recipe, quantized = get_recipe(DEFAULT_RECIPE), []
+        for file in made:
+            quantized.append(file.path.with_name(f"quantized_{file.export.cache_length}.tflite"))
+            quantization(file.path, file.names, recipe, quantized[-1])(_silent)
+        judge(recipe.name, run(LiteRT(recipe.name, tuple(quantized), config, 1, ends), guide))
+    return {
+        "edges": edges,
+        "prompts": len(inputs.prompts),
+        "positions": inputs.positions,
+        "threads": threads,
+        "dimensions": draw.dimensions,
+    }
+
+
+def _limits(rung: str, output: Output) -> tuple[Limit, ...]:
+    return limits_for(rung, output=output)
+
+
+def _keep(outcome: Outcome, draw: Draw, folder: Path, failures: Path) -> None:
+    """The checkpoint, the outcome with the command that runs it again, and the prompts."""
+    kept = failures / draw.name
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(folder, kept)
+    facts: dict[str, Any] = {"command": draw.command, **asdict(outcome)}
+    with suppress(ParityError, ModelError, OSError, ValueError):  # the cause of the failure may be just this
+        config = draw.model.family.config_from(HFConfig.load(folder))
+        prompts = draw.inputs(folder, config).prompts
+        facts["ids"] = {each.id: {"prompt": each.prompt, "continuation": each.continuation} for each in prompts}
+    with whole_file(kept / "draw.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Nobody is told: a draw is the unit of progress."""
