@@ -29,7 +29,7 @@ ENCODERS = {
     "t5-small": ["stem", "encoder_0", "encoder_1", "encoder_2", "encoder_norm", "cross_0", "cross_1", "cross_2"],
     "moonshine-tiny": ["stem", "encoder_0", "encoder_1", "encoder_2", "encoder_norm", "cross_0", "cross_1"],
     "paligemma-2-3b-224": ["stem", "vision_0", "vision_1", "vision_2", "vision_norm", "projector"],
-    "qwen2.5-vl-3b": ["stem", "vision_0", "vision_1", "vision_2", "vision_3", "merger"],
+    "qwen2.5-vl-3b": ["stem", "vision_0", "vision_1", "vision_2", "merger"],
 }
 
 

@@ -43,7 +43,7 @@ def judged(**errors: float):
 
 def test_rows_are_compared_in_units_of_the_reference() -> None:
     expected = np.asarray([[3.0, 4.0], [0.0, 10.0]])
-    errors = compare_rows(expected, expected + [[0.0, 0.5], [0.0, 0.0]])
+    errors = compare_rows(expected, expected + np.asarray([[0.0, 0.5], [0.0, 0.0]]))
     assert errors.rel_l2 == pytest.approx(0.5 / np.sqrt(125))
     assert errors.worst_row == pytest.approx(0.1)
 
@@ -134,9 +134,8 @@ def test_errors_pile_up_within_a_phase() -> None:
 
 
 def test_signatures_are_blamed_only_where_every_stage_is_right() -> None:
-    calls = [StageErrors(stage=SIGNATURES, phase="decode", entering=1.0, own=1.0, leaving=1.0, floor=1.0, limit=8.0, bad=bad)
-             for bad in (False, True)]  # fmt: skip
-    sound, off = calls
+    figures = {"entering": 1.0, "own": 1.0, "leaving": 1.0, "floor": 1.0, "limit": 8.0}
+    sound, off = (StageErrors(stage=SIGNATURES, phase="decode", bad=bad, **figures) for bad in (False, True))
     assert with_signatures(judged(), [sound]).first is None
     found = with_signatures(judged(), [off])
     assert (found.first, found.phase, found.stages[-1].entering) == (SIGNATURES, "decode", 0.0)
