@@ -26,6 +26,7 @@ from parity.compare.verdict import (
     blaming_the_encoder,
     judge,
     measure,
+    naming_the_weights,
     with_generation,
 )
 from parity.convert.recipes import weight_bits
@@ -273,22 +274,24 @@ class _Findings:
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
         measured = measure(reference.trace, recorded.trace, reference.floor, inputs)
+        rounding = rung.artifact.get("rounding", {})
+        measured["logits"] |= {f"weight_{name}": figure for name, (figure, _) in rounding.items()}
         generation = compare_generation(rung.name, reference.trace, recorded.trace, measured["logits"]["max_abs"])
         edges = [
-            judge(reference.name, rung.name, metrics, self._limits(rung.name, output), output)
+            judge(reference.name, rung.name, metrics, self._limits(rung.name, output, stored=bool(rounding)), output)
             for output, metrics in measured.items()
         ]
-        edges[-1] = with_generation(edges[-1], generation)
+        edges[-1] = naming_the_weights(with_generation(edges[-1], generation), rounding)
         self.edges += blaming_the_encoder(edges)
         self.generation.append(asdict(generation))
 
-    def _limits(self, rung: str, output: Output) -> tuple[Limit, ...]:
+    def _limits(self, rung: str, output: Output, *, stored: bool) -> tuple[Limit, ...]:
         """Those of the rung's recipe, or of the one that its encoder has instead."""
         recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung), None)
         if recipe is None:
             return limits_for(rung, output=output)
         by = recipe.encoder if recipe.encoder and output == ENCODER else recipe
-        return limits_for(by.name, weight_bits(by), output)
+        return limits_for(by.name, weight_bits(by), output, stored=stored and output != ENCODER)
 
     def _error(self, name: str, cause: str | None) -> None:
         self.edges.append(Edge(reference=self.reference, candidate=name, verdict=Verdict.ERROR, cause=cause))

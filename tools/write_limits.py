@@ -9,7 +9,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from parity.compare.limits import ENCODER_LIMITS, FLOAT_LIMITS, ORIGINAL_LIMITS, RECIPE_LIMITS, Limit
+from parity.compare.limits import (
+    ENCODER_LIMITS,
+    FLOAT_LIMITS,
+    ORIGINAL_LIMITS,
+    RECIPE_LIMITS,
+    STORED_LIMITS,
+    Limit,
+)
 
 HEADER = """\
 # Limits
@@ -52,6 +59,12 @@ no limits are known, and the verdict is ERROR.
 """
 
 
+STORED = """\
+## What is stored of weights
+
+Every recipe that rounds is also held to what can be read off the file without running it, weight by weight:
+"""
+
 ENCODERS = """\
 ## Encoders of quantized rungs
 
@@ -76,7 +89,7 @@ def document() -> str:
     lines = [HEADER, *rows(FLOAT_LIMITS), ORIGINAL, *rows(ORIGINAL_LIMITS), QUANTIZED]
     for recipe, limits in RECIPE_LIMITS.items():
         lines += [f"### `{recipe}`", "", *rows(limits), ""]
-    lines.append(ENCODERS)
+    lines += [STORED, *rows(STORED_LIMITS), "", ENCODERS]
     for recipe, limits in ENCODER_LIMITS.items():
         lines += [f"### `{recipe}`, what the encoder made", "", *rows(limits), ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -92,6 +92,15 @@ def with_generation(edge: Edge, generation: Generation) -> Edge:
     return replace(edge, verdict=worst([edge.verdict, Verdict.FAIL]), cause=cause)
 
 
+def naming_the_weights(edge: Edge, rounding: Mapping[str, tuple[float, str]]) -> Edge:
+    """The edge; where a weight of its file is not what rounding would have made of it, that weight in the cause.
+
+    ``rounding`` has the figure and the weight for each ``weight_`` metric.
+    """
+    broken = [name for figure, (_, name) in rounding.items() if f"weight_{figure} " in (edge.cause or "")]
+    return replace(edge, cause=f"{edge.cause}; furthest off is {broken[0]}") if broken else edge
+
+
 def blaming_the_encoder(edges: Sequence[Edge]) -> list[Edge]:
     """A rung's edges; where its encoder is off already, logits that are off too are said to diverge there."""
     off = {edge.output for edge in edges if edge.verdict is Verdict.FAIL}
