@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 golden_app = typer.Typer(help="Recordings that gate a conversion without the original.", no_args_is_help=True)
 app.add_typer(golden_app, name="golden")
+faults_app = typer.Typer(help="Real porting bugs, planted to see that they are caught.", no_args_is_help=True)
+app.add_typer(faults_app, name="faults")
 
 #: Exit codes, a contract.
 PASSED, FAILED, MISUSED, INCONCLUSIVE = 0, 1, 2, 3
@@ -507,6 +509,52 @@ def golden_prune(
             recording.sidecar.unlink(missing_ok=True)
     if not unused:
         typer.echo("every recording is used")
+
+
+@faults_app.command("list")
+def faults_list() -> None:
+    """List the faults: what each is, which rung is to blame, how many models can have it."""
+    from rich.console import Console
+
+    from parity.faults.commands import render_list
+
+    render_list(Console())
+
+
+@faults_app.command("run")
+def faults_run(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Plant in this model; repeatable; without, one of every architecture."),
+    ] = None,
+    fault: Annotated[
+        list[str] | None, typer.Option("--fault", help="Plant this fault, or this group of them; repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write findings here as they come; those it has are not repeated."),
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the matrix.")] = None,
+) -> None:
+    """Plant every fault in every model that can have it, and see what `parity check` says."""
+    from rich.console import Console
+
+    from parity.faults.catalogue import subjects
+    from parity.faults.commands import carry_out, choose
+    from parity.faults.matrix import to_markdown
+    from parity.files import whole_file, writable
+
+    chosen, models = choose(fault or ()), _select(model) if model else subjects()
+    for path in filter(None, (output, markdown)):
+        writable(path)
+    findings = carry_out(chosen, models, output, Console(stderr=True))
+    if markdown:
+        with whole_file(markdown) as temporary:
+            page = to_markdown(chosen, findings, [model.name for model in models])
+            temporary.write_text(page, encoding="utf-8")
+    caught = sum(finding.caught for finding in findings)
+    typer.echo(f"{caught} of {len(findings)} faults caught")
+    raise typer.Exit(PASSED if findings and caught == len(findings) else FAILED)
 
 
 def _select(names: Sequence[str]) -> list[Model]:

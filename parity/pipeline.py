@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -32,6 +32,7 @@ from parity.compare.verdict import (
     Verdict,
     judge,
     measure,
+    naming_the_weight,
     with_generation,
 )
 from parity.convert.recipes import weight_bits
@@ -270,15 +271,18 @@ def judge_rung(
     limits: Callable[[Output], tuple[Limit, ...]],
     *,
     sampled: bool = False,
+    rounding: Mapping[str, tuple[float, str]] | None = None,
 ) -> tuple[list[Edge], Generation]:
     """The edges of a rung, one for each output that is compared, and its generation.
 
-    ``sampled`` takes the prompts for a sample, which must be large enough for the limits.
+    ``sampled`` takes the prompts for a sample, which must be large enough for the limits. ``rounding`` is what was read
+    off a quantized file of its weights: the worst figures, and the weights that they are of.
     """
     measured = measure(reference.trace, trace, reference.floor, inputs, sampled=sampled)
+    measured["logits"] |= {f"weight_{name}": figure for name, (figure, _) in (rounding or {}).items()}
     generation = compare_generation(name, reference.trace, trace, measured["logits"]["max_abs"])
     edges = [judge(reference.name, name, metrics, limits(output), output) for output, metrics in measured.items()]
-    edges[-1] = with_generation(edges[-1], generation)
+    edges[-1] = naming_the_weight(with_generation(edges[-1], generation), rounding or {})
     return edges, generation
 
 
@@ -352,8 +356,11 @@ class _Findings:
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
         quantized = rung.name not in ("original", *FLOAT_RUNGS)
-        limits = partial(self._limits, rung.name)
-        edges, generation = judge_rung(rung.name, recorded.trace, reference, inputs, limits, sampled=quantized)
+        rounding = rung.artifact.get("rounding", {})
+        limits = partial(self._limits, rung.name, stored=bool(rounding))
+        edges, generation = judge_rung(
+            rung.name, recorded.trace, reference, inputs, limits, sampled=quantized, rounding=rounding
+        )
         numbers = self._numbers(rung, recorded)
         cause = copied(numbers, reference.trace.digest, self.numbers, reference.floor)
         self.numbers.append(numbers)
@@ -365,13 +372,13 @@ class _Findings:
         bits = weight_bits(recipe) if recipe else 32
         return Numbers(rung.name, recorded.trace.digest, rung.artifact.get("sha256"), bits)
 
-    def _limits(self, rung: str, output: Output) -> tuple[Limit, ...]:
+    def _limits(self, rung: str, output: Output, *, stored: bool) -> tuple[Limit, ...]:
         """Those of the rung's recipe, or of the one that its encoder has instead."""
         recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung), None)
         if recipe is None:
             return limits_for(rung, output=output)
         by = recipe.encoder if recipe.encoder and output == ENCODER else recipe
-        return limits_for(by.name, weight_bits(by), output)
+        return limits_for(by.name, weight_bits(by), output, stored=stored and output != ENCODER)
 
     def _error(self, name: str, cause: str | None) -> None:
         self.edges.append(Edge(reference=self.reference, candidate=name, verdict=Verdict.ERROR, cause=cause))

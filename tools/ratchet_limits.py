@@ -34,9 +34,12 @@ def in_force() -> Committed:
 def _all() -> Iterator[tuple[str, str, Limit]]:
     rungs = dict.fromkeys(("original", *FLOAT_RUNGS, *RECIPE_LIMITS, *ENCODER_LIMITS))
     for who, output in product(rungs, ("logits", "encoder")):
-        yield from ((who, output, limit) for limit in limits_for(who, output=output))
+        yield from ((who, output, limit) for limit in limits_for(who, output=output, stored=output == "logits"))
     for bits, output in product(BITS, ("logits", "encoder")):
-        yield from ((f"other {bits} bit recipes", output, limit) for limit in limits_for("", bits, output))
+        stored = output == "logits"
+        yield from (
+            (f"other {bits} bit recipes", output, limit) for limit in limits_for("", bits, output, stored=stored)
+        )
 
 
 def entry(limit: Limit) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from parity.compare.limits import (
     ORIGINAL_LIMITS,
     RECIPE_LIMITS,
     SIBLING_RATIO,
+    STORED_LIMITS,
     Limit,
 )
 
@@ -78,6 +79,12 @@ no limits are known, and the verdict is ERROR.
 """
 
 
+STORED = """\
+## What is stored of weights
+
+Every recipe that rounds is also held to what can be read off the file without running it, weight by weight:
+"""
+
 ENCODERS = """\
 ## Encoders of quantized rungs
 
@@ -115,7 +122,7 @@ def document() -> str:
     lines = [HEADER, *rows(FLOAT_LIMITS), ORIGINAL, *rows(ORIGINAL_LIMITS), QUANTIZED]
     for recipe, limits in RECIPE_LIMITS.items():
         lines += [f"### `{recipe}`", "", *rows(limits), ""]
-    lines.append(ENCODERS)
+    lines += [STORED, *rows(STORED_LIMITS), "", ENCODERS]
     for recipe, limits in ENCODER_LIMITS.items():
         lines += [f"### `{recipe}`, what the encoder made", "", *rows(limits), ""]
     lines += [STAGES, *rows([SIBLING_RATIO])]

@@ -5,10 +5,17 @@ The same list serves running, locating the first stage that diverges, and loweri
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # names of stages are wanted where no tensor ever is
+    from torch import Tensor
+
+_BLOCK = re.compile(r"(?:(\w+)\.)?(?:stack\.)?blocks\.(\d+)\.")
+_TOKENS = re.compile(r"(text\.)?embed\.")
+_HEAD = re.compile(r"((text\.)?head|projection)(\.|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +29,7 @@ class Stage:
 
     def __call__(self, environment: dict[str, Tensor]) -> None:
         results = self.run(*(environment[name] for name in self.inputs))
-        if isinstance(results, Tensor):
+        if not isinstance(results, tuple):
             results = (results,)
         environment.update(zip(self.outputs, results, strict=True))
 
@@ -33,3 +40,12 @@ def run_stages(stages: Iterable[Stage], inputs: dict[str, Tensor]) -> dict[str, 
     for stage in stages:
         stage(environment)
     return environment
+
+
+def stage_of(parameter: str) -> str | None:
+    """The stage that reads a parameter, as far as names tell: blocks, and the embedding and head of a decoder."""
+    if found := _BLOCK.match(parameter):
+        return f"{found[1] if found[1] in ('encoder', 'decoder', 'vision') else 'block'}_{found[2]}"
+    if _TOKENS.match(parameter):
+        return "embed"
+    return "head" if _HEAD.match(parameter) else None

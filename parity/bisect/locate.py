@@ -35,7 +35,7 @@ class Locator:
         """
         before = next((self._judged[name] for name in _before(rung.name) if name in self._judged), [])
         located = list(edges)
-        if rung.recorded and any(edge.verdict is Verdict.FAIL for edge in edges):
+        if rung.recorded and any(edge.verdict is Verdict.FAIL and not edge.first_divergent_stage for edge in edges):
             located = self._located(rung, edges, before, furthest_off(reference, rung.recorded.trace), ladder)
         self._judged[rung.name] = located
         return located
@@ -109,6 +109,6 @@ def _before(rung: str) -> Sequence[str]:
 
 def _failing(edge: Edge, stage: str | None, said: str) -> Edge:
     """The edge, if it FAILs, with the stage and what there is to say."""
-    if edge.verdict is not Verdict.FAIL:
+    if edge.verdict is not Verdict.FAIL or edge.first_divergent_stage:
         return edge
     return replace(edge, first_divergent_stage=stage, cause=f"{edge.cause}; {said}" if edge.cause else said)

@@ -14,12 +14,16 @@ FLOAT_RUNGS = ("reauthored", "float")
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """``metric`` must lie in ``[least, most]``; ``reason`` says where the numbers come from."""
+    """``metric`` must lie in ``[least, most]``; ``reason`` says where the numbers come from.
+
+    A figure that is ``sampled`` is of the prompts, and would be another with others.
+    """
 
     metric: str
     reason: str
     least: float = -math.inf
     most: float = math.inf
+    sampled: bool = True
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` is within; NaN never is."""
@@ -172,19 +176,42 @@ SIBLING_RATIO = Limit(
     "stack; a multiple as large as that allowed over the noise floor is what something else than rounding makes.",
 )
 
+#: What is read off a quantized file without running it; see ``parity.convert.rounding``.
+STORED_LIMITS = (
+    Limit(
+        metric="weight_steps",
+        sampled=False,
+        most=0.51,
+        reason="How far what is stored of a weight is from it, in steps between neighbouring codes: half a step is "
+        "what rounding to the nearest comes to, and a hundredth is left for the arithmetic of the quantizer; measured "
+        "0.5000 for every recipe.",
+    ),
+    Limit(
+        metric="weight_coarseness",
+        sampled=False,
+        most=1.01,
+        reason="The largest step in units of what the largest weight of its group needs: 1, and up to 1 + 2^-8 where "
+        "the steps of blocks are stored with eight bits of mantissa; measured 1.0000 by channel, 1.0038 by block.",
+    ),
+)
+
 #: Recipes without limits of their own are held to those of the plainest recipe with the same weight bits.
 _BY_BITS = {16: "fp16", 8: "dynamic_int8", 4: "dynamic_int4"}
 
 
-def limits_for(rung: str, bits: int | None = None, output: str = "logits") -> tuple[Limit, ...]:
+def limits_for(
+    rung: str, bits: int | None = None, output: str = "logits", *, stored: bool = False
+) -> tuple[Limit, ...]:
     """The limits a rung is held to: the original, float rungs by its noise, quantized ones by their recipe.
 
     ``bits`` is the smallest weight precision of a recipe that is not in the table. No limits are known for less than
-    four bits: the tuple is empty, and the verdict ERROR. ``output`` is ``logits`` or ``encoder``.
+    four bits: the tuple is empty, and the verdict ERROR. ``output`` is ``logits`` or ``encoder``. ``stored`` says that
+    the file's weights were held against the float ones.
     """
     if rung == "original":
         return ORIGINAL_LIMITS
     if rung in FLOAT_RUNGS:
         return FLOAT_LIMITS
     table = RECIPE_LIMITS if output == "logits" else ENCODER_LIMITS
-    return table.get(rung) or table.get(_BY_BITS.get(bits or 0, ""), ())
+    found = table.get(rung) or table.get(_BY_BITS.get(bits or 0, ""), ())
+    return (*found, *STORED_LIMITS) if found and stored else found

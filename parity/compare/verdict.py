@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from models.authoring.stage import stage_of
 from parity.compare import sampling
 from parity.compare.generation import Generation
 from parity.compare.limits import FLOAT_RUNGS, Limit
@@ -95,6 +96,17 @@ def with_generation(edge: Edge, generation: Generation) -> Edge:
     defect = f"greedy generation, token {difference['at']} of {difference['prompt']}: {difference['cause']}"
     cause = f"{edge.cause}; {defect}" if edge.cause else defect
     return replace(edge, verdict=worst([edge.verdict, Verdict.FAIL]), cause=cause)
+
+
+def naming_the_weight(edge: Edge, rounding: Mapping[str, tuple[float, str]]) -> Edge:
+    """The edge; where a weight of its file is not what rounding would have made of it, that weight and its stage.
+
+    ``rounding`` has the figure and the weight for each ``weight_`` metric.
+    """
+    broken = [name for figure, (_, name) in rounding.items() if f"weight_{figure} " in (edge.cause or "")]
+    if edge.verdict is not Verdict.FAIL or not broken:
+        return edge
+    return replace(edge, first_divergent_stage=stage_of(broken[0]), cause=f"{edge.cause}; furthest off is {broken[0]}")
 
 
 def furthest_off(reference: Trace, candidate: Trace) -> str:
@@ -226,7 +238,7 @@ def _too_few_prompts(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> str
     prompts = metrics["prompts"]
     if prompts < 2:
         return "one prompt says nothing about others; give two at least, better seven"
-    for limit in limits:
+    for limit in (limit for limit in limits if limit.sampled):
         noticed = metrics["detectable"].get(limit.metric)
         if noticed is None or not noticed <= limit.room:
             known = noticed is not None and math.isfinite(noticed)

@@ -14,7 +14,7 @@ from models.authoring.config import ModelConfig
 from models.authoring.session import SessionInputs
 from parity import isolated
 from parity.convert.metadata import stamp
-from parity.convert.quantize import name_weights
+from parity.convert.stored import name_weights
 from parity.errors import UsageError
 from parity.files import whole_file
 

@@ -6,33 +6,32 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from parity import isolated
 from parity.convert.recipes import Recipe, entries
+from parity.convert.rounding import Grouping, Rounding
+from parity.convert.stored import Weight, read_file, rounding_of, storage_of, weights_of
 from parity.errors import RungError
 from parity.files import whole_file
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+#: The algorithms of the quantizer that store the nearest value there is. Others move weights on purpose.
+_ROUNDING = ("min_max_uniform_quantize", "float_casting")
 BLOCKS = (256, 128, 64, 32)
-#: Smallest positive normal float16. Block scales are stored as float16; below this the runtime refuses them.
-FLOAT16_TINY = float(np.finfo(np.float16).tiny)
 
 
 @dataclass(frozen=True)
 class WeightPrecision:
-    """How one weight is stored: ``precision`` such as ``int4 block 32``, ``asked`` when the recipe wanted another."""
+    """How one weight is stored: ``precision`` such as ``int4 block 32``, ``asked`` when the recipe wanted another.
+
+    ``rounding`` is how what is stored compares with the float weight, unless it is that weight.
+    """
 
     name: str
     precision: str
     asked: str | None = None
+    rounding: Rounding | None = None
 
 
 def quantize(
@@ -79,14 +78,40 @@ def _quantize(
         raise RungError(f"{recipe.name} produced no file")
     with whole_file(destination) as temporary:
         temporary.write_bytes(quantized)
-        asked = [_asked(weight, rules) for weight in _weights(_read(source))]
-        found = list(inspect(temporary, names))
-        if all(precision == "float32" for _, precision in found):
+        found = list(_stored(temporary, source, names, rules))
+        if all(weight.precision == "float32" for weight in found):
             raise RungError(f"{recipe.name} left every weight in float32; its rules match nothing in this file")
-    return [
-        WeightPrecision(name, precision, wanted if wanted and not precision.startswith(wanted) else None)
-        for (name, precision), wanted in zip(found, asked, strict=True)
-    ]
+    return found
+
+
+def _stored(
+    path: Path, source: Path, names: Sequence[str], rules: Sequence[dict[str, Any]]
+) -> Iterator[WeightPrecision]:
+    """How each weight of the file ``path`` is stored, and how that compares with what the float ``source`` has of it.
+
+    Raises:
+        RungError: scales that the runtime refuses or flushes.
+    """
+    pairs = zip(names, weights_of(read_file(path)), weights_of(read_file(source)), strict=True)
+    for name, weight, exact in pairs:
+        storage = storage_of(weight, name)
+        asked = _asked(exact, rules)
+        differs = asked is not None and not storage.precision.startswith(asked)
+        grouping = _grouping(exact, rules)
+        rounding = rounding_of(weight, exact, storage, grouping) if grouping else None
+        yield WeightPrecision(name, storage.precision, asked if differs else None, rounding)
+
+
+def _grouping(weight: Weight, rules: Sequence[dict[str, Any]]) -> Grouping | None:
+    """Which values the recipe gives a step of their own; none where it does something else than to round."""
+    rule = _rule_for(weight, rules)
+    if rule is None or rule["algorithm_key"] not in _ROUNDING:
+        return None
+    if block := _block_of(rule):
+        return Grouping(0, block if weight.width % block == 0 else _smaller(block, weight.width))
+    granularity = rule.get("op_config", {}).get("weight_tensor_config", {}).get("granularity", "TENSORWISE")
+    channels = {"DEPTHWISE_CONV_2D": len(weight.shape) - 1}.get(weight.operation, 0)
+    return Grouping(channels if str(getattr(granularity, "value", granularity)) == "CHANNELWISE" else None)
 
 
 def _for_encoders(source: Path, recipe: Recipe) -> list[dict[str, Any]]:
@@ -95,7 +120,7 @@ def _for_encoders(source: Path, recipe: Recipe) -> list[dict[str, Any]]:
     Raises:
         RungError: the file has no encoder, or one that cannot be told from the rest.
     """
-    weights = list(_weights(_read(source)))
+    weights = list(weights_of(read_file(source)))
     encoders = [weight for weight in weights if weight.subgraph.name.startswith(b"encode")]
     if not encoders:
         raise RungError(f"{recipe.name} is for an encoder, and this model has none; leave --encoder-recipe out")
@@ -107,7 +132,7 @@ def _for_encoders(source: Path, recipe: Recipe) -> list[dict[str, Any]]:
     return [_only_for(weight, rule or plain) for weight, rule in wanted]
 
 
-def _rule_for(weight: _Weight, rules: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _rule_for(weight: Weight, rules: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The rule that the quantizer goes by: the last one that matches."""
     fitting = (
         rule
@@ -117,12 +142,12 @@ def _rule_for(weight: _Weight, rules: Sequence[dict[str, Any]]) -> dict[str, Any
     return next(fitting, None)
 
 
-def _only_for(weight: _Weight, rule: Mapping[str, Any]) -> dict[str, Any]:
+def _only_for(weight: Weight, rule: Mapping[str, Any]) -> dict[str, Any]:
     """The rule for this weight alone. Where it was for all operators it still is: those that cannot do it are left."""
     return {**rule, "regex": f"^{re.escape(weight.scope)}$"}
 
 
-def _asked(weight: _Weight, rules: Sequence[dict[str, Any]]) -> str | None:
+def _asked(weight: Weight, rules: Sequence[dict[str, Any]]) -> str | None:
     """What the recipe asks for, as far as ``inspect`` names it: ``int4 block 32``, ``int8``."""
     rule = _rule_for(weight, rules)
     if rule is None or rule["algorithm_key"] == "no_quantize":
@@ -140,14 +165,14 @@ def _replacements(source: Path, rules: Sequence[dict[str, Any]]) -> dict[str, di
     accurate than what was asked for), or stays in float32 where none does; either way the report says so.
     """
     found: dict[str, dict[str, Any]] = {}
-    for weight in _weights(_read(source)):
+    for weight in weights_of(read_file(source)):
         rule = _rule_for(weight, rules)
         block = _block_of(rule) if rule else 0
         if rule is None or not block or weight.width % block == 0:
             continue
-        smaller = next((size for size in BLOCKS if size < block and weight.width % size == 0), None)
+        smaller = _smaller(block, weight.width)
         replacement = _only_for(weight, rule)
-        if smaller is None:
+        if not smaller:
             replacement["algorithm_key"] = "no_quantize"
         else:
             config = rule["op_config"]
@@ -156,6 +181,11 @@ def _replacements(source: Path, rules: Sequence[dict[str, Any]]) -> dict[str, di
             replacement["op_config"] = {**config, "weight_tensor_config": tensor}
         found[weight.scope] = replacement
     return found
+
+
+def _smaller(block: int, width: int) -> int:
+    """The largest smaller block that divides the width, 0 where none does."""
+    return next((size for size in BLOCKS if size < block and width % size == 0), 0)
 
 
 def _block_of(rule: dict[str, Any]) -> int:
@@ -167,121 +197,11 @@ def _block_of(rule: dict[str, Any]) -> int:
     return int(config.get("block_size", 0))
 
 
-@dataclass(frozen=True)
-class _Weight:
-    scope: str
-    operation: str
-    width: int
-    tensor: Any
-    subgraph: Any
-    model: Any
-
-
-def _read(path: Path) -> Any:
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-
-    return tfl_flatbuffer_utils.read_model(str(path))
-
-
-def _weights(model: Any) -> Iterator[_Weight]:
-    """The constant matrices and kernels that operators multiply with or look up in, in every signature."""
-    from ai_edge_litert.schema_py_generated import BuiltinOperator
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-
-    operators = {
-        BuiltinOperator.FULLY_CONNECTED: ("FULLY_CONNECTED", 1),
-        BuiltinOperator.EMBEDDING_LOOKUP: ("EMBEDDING_LOOKUP", 1),
-        BuiltinOperator.CONV_2D: ("CONV_2D", 1),
-        BuiltinOperator.DEPTHWISE_CONV_2D: ("DEPTHWISE_CONV_2D", 1),
-    }
-    for subgraph in model.subgraphs:
-        made_by = {int(output): op for op in subgraph.operators for output in op.outputs}
-        for op in subgraph.operators:
-            code = model.operatorCodes[op.opcodeIndex].builtinCode
-            if code not in operators:
-                continue
-            operation, position = operators[code]
-            index = int(op.inputs[position])
-            maker = made_by.get(index)
-            if maker and model.operatorCodes[maker.opcodeIndex].builtinCode == BuiltinOperator.DEQUANTIZE:
-                index = int(maker.inputs[0])  # weight-only: stored quantized, dequantized before use
-            tensor = subgraph.tensors[index]
-            scope = tfl_flatbuffer_utils.get_op_scope(op, subgraph.tensors)
-            yield _Weight(scope, operation, int(tensor.shape[-1]), tensor, subgraph, model)
-
-
-def name_weights(path: Path, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The parameter that each weight of a float file came from, in file order.
-
-    The exporter's own names mix up weights whose operators it has merged, so they are told apart by shape and first
-    row, into which a norm's gains may have been multiplied. A weight that is no parameter keeps the exporter's name.
-    """
-    rows: dict[tuple[int, ...], dict[str, NDArray[np.float32]]] = {}
-    for name, parameter in parameters.items():
-        for stored in _layouts(parameter.numpy()):
-            rows.setdefault(stored.shape, {})[name] = stored.reshape(-1)[: stored.shape[-1]]
-    model = _read(path)
-    names = []
-    for weight in _weights(model):
-        stored = np.frombuffer(model.buffers[weight.tensor.buffer].data, np.float32, count=weight.width)
-        gains = [p.numpy() for p in parameters.values() if tuple(p.shape) == (weight.width,)]
-        candidates = rows.get(tuple(int(size) for size in weight.tensor.shape), {})
-        plain = (name for name, row in candidates.items() if np.array_equal(row, stored))
-        scaled = (name for name, row in candidates.items() for gain in gains if np.array_equal(row * gain, stored))
-        names.append(next(chain(plain, scaled), weight.scope).removesuffix(".weight"))
-    return tuple(names)
-
-
-def _layouts(parameter: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """How a file may store a parameter: a matrix as it is, the kernel ``[O, I, K]`` of a convolution with I last."""
-    yield parameter
-    if parameter.ndim == 3:
-        last = parameter.transpose(0, 2, 1)[:, None]
-        yield last
-        if parameter.shape[1] == 1:
-            yield last.transpose(3, 1, 2, 0)
-
-
-def inspect(path: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Name and storage of each weight of a file, in file order.
-
-    Raises:
-        RungError: a scale that is zero, not finite, or (blockwise) subnormal in float16; the weight is named.
-    """
-    for name, weight in zip(names, _weights(_read(path)), strict=True):
-        yield name, _precision(name, weight)
-
-
-def _precision(name: str, weight: _Weight) -> str:
-    from ai_edge_litert.schema_py_generated import QuantizationDetails, TensorType
-
-    type_names = {value: key.lower() for key, value in vars(TensorType).items() if isinstance(value, int)}
-    stored: str = type_names[weight.tensor.type]
-    quantization = weight.tensor.quantization
-    if quantization is None or (quantization.scale is None and quantization.details is None):
-        return stored
-    if quantization.detailsType == QuantizationDetails.BlockwiseQuantization:
-        scales_tensor = weight.subgraph.tensors[quantization.details.scales]
-        scales = np.frombuffer(weight.model.buffers[scales_tensor.buffer].data, np.float16)
-        _check_scales(name, scales, FLOAT16_TINY)
-        return f"{stored} block {quantization.details.blockSize}"
-    scales = np.asarray(quantization.scale, np.float32)
-    _check_scales(name, scales, 0.0)
-    return f"{stored} {'channelwise' if scales.size > 1 else 'tensorwise'}"
-
-
-def _check_scales(name: str, scales: NDArray[np.floating], smallest: float) -> None:
-    values = np.abs(scales.astype(np.float64))
-    bad = np.flatnonzero(~np.isfinite(values) | (values < smallest) | (values == 0))
-    if bad.size:
-        raise RungError(
-            f"{name} has {bad.size} of {values.size} scales that are zero, subnormal or not finite "
-            f"(first: {values[bad[0]]:.3g}); the runtime would refuse or flush them, use another recipe"
-        )
-
-
 def summarize(found: list[WeightPrecision]) -> dict[str, Any]:
-    """Counts by precision, and every weight that did not get what the recipe asked for."""
+    """Counts by precision, every weight that did not get what the recipe asked for, and how well weights were rounded.
+
+    ``rounding`` has the worst figures of any weight and names the weights that they are of.
+    """
     unique = {weight.name: weight for weight in found}  # every signature reads the same weights
     counts: dict[str, int] = {}
     for weight in unique.values():
@@ -291,4 +211,10 @@ def summarize(found: list[WeightPrecision]) -> dict[str, Any]:
         for name, weight in unique.items()
         if weight.asked
     ]
-    return {"weights": counts, "exceptions": exceptions}
+    rounded = [(weight.name, weight.rounding) for weight in found if weight.rounding]
+    worst = {
+        figure: max((getattr(rounding, figure), name) for name, rounding in rounded)
+        for figure in ("steps", "coarseness")
+        if rounded
+    }
+    return {"weights": counts, "exceptions": exceptions, **({"rounding": worst} if worst else {})}

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
@@ -238,8 +239,8 @@ def limits_shown(reports: Sequence[Report]) -> list[ShownLimit]:
 
 def _table_of_limits(edge: Edge) -> tuple[Limit, ...]:
     """Today's limits of a rung. The record does not say by which precision an unlisted recipe was judged."""
-    for bits in (None, 16, 8, 4):
-        table = limits_for(edge.candidate, bits, edge.output)
+    for bits, stored in product((None, 16, 8, 4), (True, False)):
+        table = limits_for(edge.candidate, bits, edge.output, stored=stored)
         if {limit.metric: limit.bound for limit in table} == edge.limits:
             return table
     return limits_for(edge.candidate, output=edge.output)

@@ -13,8 +13,9 @@ from models import registry
 from models.authoring.hf_config import HFConfig
 from models.authoring.session import shipped_sessions
 from parity.convert.plain import Export, FloatFile, convert
-from parity.convert.quantize import WeightPrecision, _read, _weights, quantize
+from parity.convert.quantize import WeightPrecision, quantize
 from parity.convert.recipes import get_recipe, with_encoder
+from parity.convert.stored import read_file, weights_of
 from parity.errors import UsageError
 from parity.pipeline import Request
 from parity.weights import resolve
@@ -38,7 +39,7 @@ def stored(floats: FloatFile, recipe: str, encoder: str | None, path: Path) -> l
     """Every weight of the quantized file, and whether an encoder reads it."""
     chosen = with_encoder(get_recipe(recipe), encoder)
     found = quantize(floats.path, floats.names, chosen, path).value
-    readers = [weight.subgraph.name.startswith(b"encode") for weight in _weights(_read(path))]
+    readers = [weight.subgraph.name.startswith(b"encode") for weight in weights_of(read_file(path))]
     return list(zip(readers, found, strict=True))
 
 

@@ -1,6 +1,7 @@
 """Recipes by name, by the quantizer's own name, by file; what came out is looked at before anyone ships it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from models import registry
 from parity.convert.plain import Export, FloatFile, convert
-from parity.convert.quantize import inspect, quantize, summarize
+from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import RECIPES, entries, get_recipe, weight_bits
+from parity.convert.stored import Storage, read_file, storage_of, weights_of
 from parity.errors import RungError, UsageError
 from parity.weights import resolve
 
@@ -23,6 +25,11 @@ MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 def apply(file: FloatFile, recipe: str, destination: Path) -> dict[str, Any]:
     """What a recipe made of a file."""
     return summarize(quantize(file.path, file.names, get_recipe(recipe), destination).value)
+
+
+def read(path: Path, names: Sequence[str]) -> list[Storage]:
+    """How each weight of a file is stored."""
+    return [storage_of(weight, name) for name, weight in zip(names, weights_of(read_file(path)), strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +127,7 @@ def test_scales_the_runtime_refuses_are_refused_here(float_file: FloatFile, quan
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     apply(float_file, "dynamic_int4_block32", quantized)
-    list(inspect(quantized, float_file.names))
+    read(quantized, float_file.names)
     model = tfl_flatbuffer_utils.read_model(str(quantized))
     subgraph = model.subgraphs[0]
     tensor = next(t for t in subgraph.tensors if getattr(t.quantization, "details", None) is not None)
@@ -130,7 +137,7 @@ def test_scales_the_runtime_refuses_are_refused_here(float_file: FloatFile, quan
     scales_buffer.data = np.frombuffer(scales.tobytes(), np.uint8)
     tfl_flatbuffer_utils.write_model(model, str(quantized))
     with pytest.raises(RungError, match=r"mlp\.down_proj has 1 of \d+ scales"):
-        list(inspect(quantized, float_file.names))
+        read(quantized, float_file.names)
 
 
 def test_weights_are_named_after_the_parameters(float_file: FloatFile) -> None:

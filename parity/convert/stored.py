@@ -1,0 +1,182 @@
+"""The weights in a ``.tflite`` file: which parameter each is, and how it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity.convert.rounding import Grouping, Rounding, of_codes, of_halves
+from parity.errors import RungError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Smallest positive normal float16. Block scales are stored as float16; below this the runtime refuses them.
+FLOAT16_TINY = float(np.finfo(np.float16).tiny)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight where it is in a file: the operator that reads it, by the quantizer's name for it, and its tensor."""
+
+    scope: str
+    operation: str
+    width: int
+    tensor: Any
+    subgraph: Any
+    model: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(int(size) for size in self.tensor.shape)
+
+    def data(self, dtype: type[np.generic]) -> NDArray[Any]:
+        """What is stored, as it is, flat."""
+        return np.frombuffer(self.model.buffers[self.tensor.buffer].data, dtype)
+
+
+def read_file(path: Path) -> Any:
+    """The file as the quantizer's tables, whose buffers are read when touched."""
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    return tfl_flatbuffer_utils.read_model(str(path))
+
+
+def weights_of(model: Any) -> Iterator[Weight]:
+    """The constant matrices and kernels that operators multiply with or look up in, in every signature."""
+    from ai_edge_litert.schema_py_generated import BuiltinOperator
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    operators = {
+        BuiltinOperator.FULLY_CONNECTED: ("FULLY_CONNECTED", 1),
+        BuiltinOperator.EMBEDDING_LOOKUP: ("EMBEDDING_LOOKUP", 1),
+        BuiltinOperator.CONV_2D: ("CONV_2D", 1),
+        BuiltinOperator.DEPTHWISE_CONV_2D: ("DEPTHWISE_CONV_2D", 1),
+    }
+    for subgraph in model.subgraphs:
+        made_by = {int(output): op for op in subgraph.operators for output in op.outputs}
+        for op in subgraph.operators:
+            code = model.operatorCodes[op.opcodeIndex].builtinCode
+            if code not in operators:
+                continue
+            operation, position = operators[code]
+            index = int(op.inputs[position])
+            maker = made_by.get(index)
+            if maker and model.operatorCodes[maker.opcodeIndex].builtinCode == BuiltinOperator.DEQUANTIZE:
+                index = int(maker.inputs[0])  # weight-only: stored quantized, dequantized before use
+            tensor = subgraph.tensors[index]
+            scope = tfl_flatbuffer_utils.get_op_scope(op, subgraph.tensors)
+            yield Weight(scope, operation, int(tensor.shape[-1]), tensor, subgraph, model)
+
+
+def name_weights(path: Path, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The parameter that each weight of a float file came from, in file order.
+
+    The exporter's own names mix up weights whose operators it has merged, so they are told apart by shape and first
+    row, into which a norm's gains may have been multiplied. A weight that is no parameter keeps the exporter's name.
+    """
+    rows: dict[tuple[int, ...], dict[str, NDArray[np.float32]]] = {}
+    for name, parameter in parameters.items():
+        for stored in _layouts(parameter.numpy()):
+            rows.setdefault(stored.shape, {})[name] = stored.reshape(-1)[: stored.shape[-1]]
+    model = read_file(path)
+    names = []
+    for weight in weights_of(model):
+        stored = np.frombuffer(model.buffers[weight.tensor.buffer].data, np.float32, count=weight.width)
+        gains = [p.numpy() for p in parameters.values() if tuple(p.shape) == (weight.width,)]
+        candidates = rows.get(tuple(int(size) for size in weight.tensor.shape), {})
+        plain = (name for name, row in candidates.items() if np.array_equal(row, stored))
+        scaled = (name for name, row in candidates.items() for gain in gains if np.array_equal(row * gain, stored))
+        names.append(next(chain(plain, scaled), weight.scope).removesuffix(".weight"))
+    return tuple(names)
+
+
+def _layouts(parameter: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """How a file may store a parameter: a matrix as it is, the kernel ``[O, I, K]`` of a convolution with I last."""
+    yield parameter
+    if parameter.ndim == 3:
+        last = parameter.transpose(0, 2, 1)[:, None]
+        yield last
+        if parameter.shape[1] == 1:
+            yield last.transpose(3, 1, 2, 0)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How one weight is stored.
+
+    ``kind`` is ``float32``, ``float16``, ``int8``, ``int4``; ``scales`` are those of integers, with as many axes as the
+    weight and to be broadcast to it; ``block`` is how many values in a row share one.
+    """
+
+    kind: str
+    scales: NDArray[np.floating] | None = None
+    block: int = 0
+
+    @property
+    def precision(self) -> str:
+        """As it is shown: ``int4 block 32``, ``int8 channelwise``."""
+        if self.scales is None:
+            return self.kind
+        grouping = "channelwise" if self.scales.size > 1 else "tensorwise"
+        return f"{self.kind} " + (f"block {self.block}" if self.block else grouping)
+
+    @property
+    def bits(self) -> int:
+        """Of each value."""
+        return int(self.kind.lstrip("abcdefghijklmnopqrstuvwxyz"))
+
+
+def storage_of(weight: Weight, name: str) -> Storage:
+    """How a weight is stored.
+
+    Raises:
+        RungError: a scale that is zero, not finite, or (blockwise) subnormal in float16; the weight is named.
+    """
+    from ai_edge_litert.schema_py_generated import QuantizationDetails, TensorType
+
+    type_names = {value: key.lower() for key, value in vars(TensorType).items() if isinstance(value, int)}
+    kind: str = type_names[weight.tensor.type]
+    quantization = weight.tensor.quantization
+    if quantization is None or (quantization.scale is None and quantization.details is None):
+        return Storage(kind)
+    if quantization.detailsType == QuantizationDetails.BlockwiseQuantization:
+        tensor = weight.subgraph.tensors[quantization.details.scales]
+        scales: NDArray[np.floating] = np.frombuffer(weight.model.buffers[tensor.buffer].data, np.float16)
+        _check_scales(name, scales, FLOAT16_TINY)
+        block = int(quantization.details.blockSize)
+        return Storage(kind, np.repeat(scales.reshape(*weight.shape[:-1], -1), block, axis=-1), block)
+    scales = np.asarray(quantization.scale, np.float32)
+    _check_scales(name, scales, 0.0)
+    shape = [1] * len(weight.shape)
+    shape[int(quantization.quantizedDimension) if scales.size > 1 else 0] = scales.size
+    return Storage(kind, scales.reshape(shape))
+
+
+def rounding_of(weight: Weight, source: Weight, storage: Storage, wanted: Grouping) -> Rounding | None:
+    """How what is stored of a weight compares with the float weight of ``source``; ``None`` where that is float32."""
+    if storage.kind == "float32":
+        return None
+    exact = source.data(np.float32).reshape(source.shape)
+    if storage.scales is None:
+        return of_halves(exact, weight.data(np.float16).reshape(exact.shape))
+    codes = weight.data(np.int8)
+    if storage.bits == 4:  # two to a byte, the lower half first
+        codes = np.stack([np.left_shift(codes, 4) >> 4, codes >> 4], axis=-1).reshape(-1)[: exact.size]
+    return of_codes(exact, codes.reshape(exact.shape), storage.scales, storage.bits, wanted)
+
+
+def _check_scales(name: str, scales: NDArray[np.floating], smallest: float) -> None:
+    values = np.abs(scales.astype(np.float64))
+    bad = np.flatnonzero(~np.isfinite(values) | (values < smallest) | (values == 0))
+    if bad.size:
+        raise RungError(
+            f"{name} has {bad.size} of {values.size} scales that are zero, subnormal or not finite "
+            f"(first: {values[bad[0]]:.3g}); the runtime would refuse or flush them, use another recipe"
+        )
