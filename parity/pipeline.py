@@ -17,6 +17,7 @@ from models.registry import Model
 from parity import environment, isolated
 from parity.compare.generation import compare_generation
 from parity.compare.limits import Limit, limits_for
+from parity.compare.situations import measure_situations, with_situations
 from parity.compare.verdict import (
     ENCODER,
     Edge,
@@ -37,6 +38,7 @@ from parity.progress import Reporter
 from parity.report.record import Report, RungRecord
 from parity.report.side_by_side import Generated
 from parity.runners.base import Recorded
+from parity.situations import inputs_of, is_made
 from parity.weights import Weights, kind_of, resolve
 
 #: Tokens of free-running generation compared after each prompt.
@@ -71,8 +73,20 @@ class Request:
                 f"--encoder-recipe is for models with an encoder, {self.model.name} has none; leave it out"
             )
         object.__setattr__(self, "plan", Plan.of(self.rungs, self.recipes, self.encoder_recipe))
-        default = self.model.prompts(tiny=self.weights == "tiny")
-        object.__setattr__(self, "prompt_set", self.prompts or default)
+        object.__setattr__(self, "prompt_set", self.prompts or self.own_prompts)
+
+    @property
+    def own_prompts(self) -> str:
+        """The prompt set that the model is checked on by default."""
+        return self.model.prompts(tiny=self.weights == "tiny")
+
+    def settle_prompts(self) -> str:
+        """What recordings call the prompt set.
+
+        Raises:
+            UsageError, PromptError: there is no such set, or it cannot be read.
+        """
+        return self.prompt_set if is_made(self.prompt_set) else read_prompts(self.prompt_set).name
 
     @property
     def name(self) -> str:
@@ -89,9 +103,9 @@ def check(request: Request, reporter: Reporter) -> Report:
     findings = _Findings(request)
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch, findings.failing_closed():
         isolated.prepare(converter=bool(request.plan.files))
-        prompts = read_prompts(request.prompt_set)
+        request.settle_prompts()
         weights = findings.weighed(_weigh(request, reporter))
-        inputs = findings.read(_read(request, prompts, weights, reporter))
+        inputs = findings.read(_read(request, weights, reporter))
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
         with ladder.converting() as converting:
             reference = findings.referred(*_refer(request, ladder), inputs)
@@ -108,18 +122,21 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
         ParityError, ModelError: the original could not be run to its end.
     """
     isolated.prepare(converter=False)
-    prompts = read_prompts(request.prompt_set)
+    name = request.settle_prompts()
     weights = _weigh(request, reporter)
-    path = store.of(request.name, weights, prompts.name).path
+    path = store.of(request.name, weights, name).path
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give --overwrite to replace it")
-    inputs = _read(request, prompts, weights, reporter)
+    inputs = _read(request, weights, reporter)
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, Path(scratch), reporter)
         oracle, original = ladder.original()
-    floor = NoiseFloor.measure(oracle.trace, original.trace)
-    for metrics in measure(oracle.trace, original.trace, floor, inputs).values():
-        edge = judge("original64", "original", metrics, limits_for("original"))
+    floor = NoiseFloor.of(oracle.trace, original.trace, inputs)
+    situations = measure_situations(oracle.trace, original.trace, floor, inputs)
+    for output, metrics in measure(oracle.trace, original.trace, floor, inputs).items():
+        limits = limits_for("original")
+        edge = judge("original64", "original", metrics, limits, output)
+        edge = with_situations(edge, situations, limits, inputs, inputs)
         if edge.verdict is not Verdict.PASS:
             raise GoldenError(
                 f"{request.name} is not recorded, its original is no reference on these prompts: {edge.cause}"
@@ -134,9 +151,9 @@ def verify_golden(request: Request, store: GoldenStore, reporter: Reporter) -> N
         GoldenError: it is missing, stale or damaged.
     """
     isolated.prepare(converter=False)
-    prompts = read_prompts(request.prompt_set)
+    request.settle_prompts()
     weights = _weigh(request, reporter)
-    store.replay(request.name, weights, _read(request, prompts, weights, reporter))
+    store.replay(request.name, weights, _read(request, weights, reporter))
 
 
 def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) -> list[Generated]:
@@ -174,10 +191,20 @@ def _weigh(request: Request, reporter: Reporter) -> Weights:
         return resolve(request.model, request.weights, progress, reporter.note, remote_code=request.remote_code)
 
 
-def _read(request: Request, prompts: PromptSet, weights: Weights, reporter: Reporter) -> Inputs:
+def _read(request: Request, weights: Weights, reporter: Reporter) -> Inputs:
     config = request.model.family.config_from(HFConfig.load(weights.folder))
     with reporter.step("tokenizing"):
-        return tokenize(prompts, weights.folder, config)
+        if not is_made(request.prompt_set):
+            return tokenize(read_prompts(request.prompt_set), weights.folder, config)
+        return inputs_of(
+            request.prompt_set,
+            request.own_prompts,
+            weights.folder,
+            config,
+            prefill_lengths=request.prefill_lengths,
+            cache_length=request.cache_length,
+            generate=GENERATED_TOKENS,
+        )
 
 
 def _ladder(
@@ -204,7 +231,7 @@ def _refer(request: Request, ladder: Ladder) -> tuple[Reference, tuple[Recorded,
     if request.golden:
         return request.golden.replay(request.name, ladder.weights, ladder.inputs), None
     oracle, original = ladder.original()
-    floor = NoiseFloor.measure(oracle.trace, original.trace)
+    floor = NoiseFloor.of(oracle.trace, original.trace, ladder.inputs)
     return Reference("original64", oracle.trace, floor), (oracle, original)
 
 
@@ -252,6 +279,11 @@ class _Findings:
             "prompts": len(inputs.prompts),
             "positions": inputs.positions,
         }
+        if situations := inputs.situations:
+            self.prompt_set["situations"] = {
+                name: {"prompts": len(part.prompts), "positions": part.positions} for name, part in situations.items()
+            }
+            self.prompt_set["left_out"] = dict(inputs.left_out)
         return inputs
 
     def referred(self, reference: Reference, originals: tuple[Recorded, Recorded] | None, inputs: Inputs) -> Reference:
@@ -272,12 +304,16 @@ class _Findings:
 
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
-        measured = measure(reference.trace, recorded.trace, reference.floor, inputs)
-        generation = compare_generation(rung.name, reference.trace, recorded.trace, measured["logits"]["max_abs"])
-        edges = [
-            judge(reference.name, rung.name, metrics, self._limits(rung.name, output), output)
-            for output, metrics in measured.items()
-        ]
+        given = recorded.inputs
+        expected = reference.trace.of(given)
+        measured = measure(expected, recorded.trace, reference.floor, given)
+        situations = measure_situations(expected, recorded.trace, reference.floor, given)
+        generation = compare_generation(rung.name, expected, recorded.trace, measured["logits"]["max_abs"])
+        edges = []
+        for output, metrics in measured.items():
+            limits = self._limits(rung.name, output)
+            edge = judge(reference.name, rung.name, metrics, limits, output)
+            edges.append(with_situations(edge, situations, limits, inputs, given))
         edges[-1] = with_generation(edges[-1], generation)
         self.edges += blaming_the_encoder(edges)
         self.generation.append(asdict(generation))

@@ -23,6 +23,8 @@ Logits = NDArray[np.floating]
 class PromptTrace:
     """Logits of one prompt: ``prefill`` ``[T, V]`` over the prompt, ``decode`` ``[C, V]`` over its continuation.
 
+    A second turn's positions follow those of the prompt, its reply's those of the continuation.
+
     ``encoded`` ``[rows, D]`` is what the encoder made of what goes with the prompt, if anything does. ``generated``
     holds the ids of free-running greedy generation from the prompt, ``margins`` the distance between the two best
     logits at each of them.
@@ -40,6 +42,10 @@ class Trace:
     """All prompts of a set, by id."""
 
     prompts: Mapping[str, PromptTrace]
+
+    def of(self, inputs: Inputs) -> Trace:
+        """The part of the trace that answers ``inputs``."""
+        return Trace({prompt.id: self.prompts[prompt.id] for prompt in inputs.prompts})
 
     def save(self, path: Path, dtype: type[np.floating] | None = None) -> None:
         """Write the trace, whole or not at all; ``dtype`` rounds the logits for storage."""
@@ -106,7 +112,7 @@ class Trace:
             trace = self.prompts[prompt.id]
             if len(trace.generated) != len(trace.margins):
                 raise RungError(f"{who}, prompt {prompt.id}: generated tokens and their margins differ in number")
-            for phase, count in zip(PHASES, (len(prompt.prompt), len(prompt.continuation)), strict=True):
+            for phase, count in zip(PHASES, (prompt.prefilled, prompt.decoded), strict=True):
                 where = f"{who}, prompt {prompt.id}, {phase}"
                 _check_rows(getattr(trace, phase), (count, vocab_size), "logits", "positions", where)
             if (trace.encoded is None) == bool(prompt.encoded_rows):

@@ -49,13 +49,17 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Edge:
-    """A reference/candidate pair of rungs, judged by their logits or by what their encoders made."""
+    """A reference/candidate pair of rungs, judged by their logits or by what their encoders made.
+
+    ``metrics`` are over all prompts, those under ``situations`` over the prompts of one each.
+    """
 
     reference: str
     candidate: str
     output: Output = "logits"
     verdict: Verdict
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    situations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     limits: Mapping[str, Any] = field(default_factory=dict)
     first_divergent_stage: str | None = None
     cause: str | None = None
@@ -65,15 +69,22 @@ class Edge:
 class NoiseFloor:
     """The original's own float32 distance to the oracle: relative L2 by phase, over all positions and at the worst.
 
-    The encoder, where there is one, counts as a phase.
+    The encoder, where there is one, counts as a phase. Each of the ``situations`` has a floor of its own.
     """
 
     rel_l2: Mapping[str, float]
     worst_position: Mapping[str, float]
+    situations: Mapping[str, NoiseFloor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, oracle: Trace, original: Trace, inputs: Inputs) -> NoiseFloor:
+        """The floor on all inputs and on those of each situation."""
+        parts = {name: cls.measure(oracle.of(part), original.of(part)) for name, part in inputs.situations.items()}
+        return replace(cls.measure(oracle, original), situations=parts)
 
     @classmethod
     def measure(cls, oracle: Trace, original: Trace) -> NoiseFloor:
-        """The floor on these inputs. It is never taken to be below float32's unit roundoff."""
+        """The floor on these prompts. It is never taken to be below float32's unit roundoff."""
         errors = compare_phases(oracle, original)
         return cls(
             {phase: max(rel_l2(found), UNIT_ROUNDOFF) for phase, found in errors.items()},
@@ -143,12 +154,18 @@ def _ratios(errors: PositionErrors, floor: NoiseFloor, phase: str) -> dict[str, 
 
 
 def _continuation_nll(trace: Trace, inputs: Inputs) -> float:
-    """Mean nats a token of the forced continuations costs; its first is predicted by the last prompt position."""
+    """Mean nats a forced token costs; the first of those is predicted by the last position prefilled before."""
     costs = []
     for prompt in inputs.prompts:
         recorded: PromptTrace = trace.prompts[prompt.id]
-        predicting = np.concatenate([recorded.prefill[-1:], recorded.decode[:-1]])
-        costs.append(negative_log_likelihood(predicting, np.asarray(prompt.continuation)))
+        begun = len(prompt.continuation)
+        for prefilled, decoded, forced in (
+            (recorded.prefill[: len(prompt.prompt)], recorded.decode[:begun], prompt.continuation),
+            (recorded.prefill, recorded.decode[begun:], prompt.reply),
+        ):
+            if forced:
+                predicting = np.concatenate([prefilled[-1:], decoded[:-1]])
+                costs.append(negative_log_likelihood(predicting, np.asarray(forced)))
     return float(np.concatenate(costs).mean())
 
 
