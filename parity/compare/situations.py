@@ -68,7 +68,7 @@ def with_situations(
                 "cause": result.cause if result else None,
             }
         elif name not in given.situations:
-            found[name] = {"verdict": None, "cause": "does not apply: the rung takes one row"}
+            found[name] = {"verdict": None, "cause": "an exported file takes one row"}
     causes = [edge.cause, *(f"in {name}: {result.cause}" for name, result in judged.items() if result.cause)]
     return replace(
         edge,
