@@ -93,8 +93,8 @@ def calls(preset: str, prompt: TokenizedPrompt) -> list[tuple[int, int]]:
         (prompt.prompt, prompt.continuation, given.whole),
         (prompt.turn, prompt.reply, False),
     ):
-        for chunk in plan_chunks(len(tokens), through, slots, whole=whole, filled=filled) if tokens else ():
-            taken.append((filled + chunk.start, filled + chunk.start + chunk.length))
+        chunks = plan_chunks(len(tokens), through, slots, whole=whole, filled=filled) if tokens else ()
+        taken += [(filled + chunk.start, filled + chunk.start + chunk.length) for chunk in chunks]
         filled += len(tokens)
         taken += [(filled + i, filled + i + 1) for i in range(len(decoded))]
         filled += len(decoded)
@@ -145,7 +145,9 @@ def test_edges_are_exactly_one_under_and_one_over(preset) -> None:
         if config.stem:
             assert config.stem.rows(sizes[0]) + 1 == config.stem.rows(sizes[1]) == config.stem.rows(sizes[2])
         return
-    counts = {length: {len(p.prompt) for p in prompts if p.through == (length,)} for length in made(preset).prefill_lengths}
+    counts = {
+        length: {len(p.prompt) for p in prompts if p.through == (length,)} for length in made(preset).prefill_lengths
+    }
     for length, found in counts.items():
         assert {length - 1, length} <= found
         if isinstance(config, DecoderConfig):
@@ -171,9 +173,7 @@ def test_windows_are_kept_and_left_in_decode_and_in_prefill(preset) -> None:
     """For every window a session within it, one that leaves it in decode and one whose prompt is longer."""
     config = config_of(preset)
     text = config.text if isinstance(config, VisionLanguageConfig) else config
-    windows = (
-        {block.attention.window for block in text.blocks} - {None} if isinstance(text, DecoderConfig) else set()
-    )
+    windows = {block.attention.window for block in text.blocks} - {None} if isinstance(text, DecoderConfig) else set()
     assert bool(of(preset, "window")) == bool(windows)
     for size in windows:
         sessions = [(len(prompt.prompt), prompt.positions) for prompt in of(preset, "window")]
@@ -212,9 +212,7 @@ def test_full_writes_the_last_slot(preset) -> None:
     assert {(length - 1, length) for length in slots} <= set(last)
     if isinstance(config, DecoderConfig):
         for length in slots:
-            assert any(
-                end == length and end - start > 1 for prompt in prompts for start, end in calls(preset, prompt)
-            )
+            assert any(end == length and end - start > 1 for prompt in prompts for start, end in calls(preset, prompt))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -228,7 +226,9 @@ def test_batches_are_two_rows_each_compared(preset) -> None:
         assert len(prompt.beside) == prompt.positions
         assert prompt.prompt != other.prompt
         assert {prompt.row, other.row} == {0, 1}
-    assert [prompt.id for prompt in made(preset).one_row.prompts] == [p.id for p in made(preset).prompts if not p.beside]
+    assert [prompt.id for prompt in made(preset).one_row.prompts] == [
+        p.id for p in made(preset).prompts if not p.beside
+    ]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -236,7 +236,9 @@ def test_repeated_and_special_are_what_they_say(preset) -> None:
     """Long runs of one token; marks with text on both sides."""
     config = config_of(preset)
     runs = [
-        (*map(int, p.media["input_ids"][0]), *p.continuation) if "input_ids" in p.media else (*p.prompt, *p.continuation)
+        (*map(int, p.media["input_ids"][0]), *p.continuation)
+        if "input_ids" in p.media
+        else (*p.prompt, *p.continuation)
         for p in of(preset, "repeated")
     ]
     assert any(run.count(max(run, key=run.count)) >= 20 for run in runs)
@@ -250,14 +252,16 @@ def test_repeated_and_special_are_what_they_say(preset) -> None:
 
 
 def test_beyond_is_beyond() -> None:
-    """The original context of Llama 3's scaling is left in decode and in prefill; other models say what does not change."""
+    """The original context of Llama 3's scaling is left in decode and in prefill; others say what does not change."""
     scaling = config_of("llama-3.2-1b").rope.scaling
     sessions = [(len(prompt.prompt), prompt.positions) for prompt in of("llama-3.2-1b", "beyond")]
     assert any(begin < scaling.original_max_positions < end for begin, end in sessions)
     assert any(begin > 2 * scaling.original_max_positions for begin, _ in sessions)
     assert "2048" in made("smollm-135m").left_out["beyond"]
     assert "regimes" in made("phi-3.5-mini").left_out["beyond"]
-    assert max(prompt.positions for prompt in of("moonshine-tiny", "beyond")) == config_of("moonshine-tiny").max_positions
+    assert (
+        max(prompt.positions for prompt in of("moonshine-tiny", "beyond")) == config_of("moonshine-tiny").max_positions
+    )
     distance = config_of("t5-small").encoder.relative_bias.max_distance
     for prompt in of("t5-small", "beyond"):
         assert prompt.media["input_ids"].shape[1] > distance + 1
