@@ -12,10 +12,11 @@ from models import registry
 from models.authoring.hf_config import HFConfig
 from models.authoring.session import EncoderCall, SessionInputs
 from parity.errors import RungError
-from parity.inputs import TokenizedPrompt
+from parity.inputs import Inputs, TokenizedPrompt
 from parity.runners import driver
-from parity.runners.base import _answer
+from parity.runners.base import _answer, record
 from parity.runners.driver import DrivenSession, Tensor
+from parity.runners.litert import LiteRT, LiteRTProgram
 
 MODEL = registry.get("smollm-135m")
 CONFIG = MODEL.family.config_from(HFConfig(MODEL.preset.values(tiny=True), MODEL.name))
@@ -210,8 +211,19 @@ def test_rows_of_a_batch_go_together_and_one_is_answered(monkeypatch, row) -> No
     assert trace.decode[:, 0].tolist() == [1000 * row + 3, 1000 * row + 4]
 
 
+def test_an_exported_file_is_given_no_batch(tmp_path) -> None:
+    """Of a set it is given the other prompts; a set of batches alone is an error, never an empty pass."""
+    inputs = Inputs("batch", "batch", "0", "0", (replace(prompt(3), beside=(1, 2, 3)), replace(prompt(2), id="q")))
+    assert [one.id for one in inputs.one_row.prompts] == ["q"]
+    only = replace(inputs, prompts=inputs.prompts[:1])
+    with pytest.raises(RungError, match="float takes one row and all prompts of batch are batches; leave the rung out"):
+        record(LiteRT("float", (), CONFIG, 1), only, tmp_path, generate=8)
+    with pytest.raises(RungError, match="an exported file takes one row, not 2"):
+        LiteRTProgram.empty_cache(None, 2)
+
+
 def test_a_cache_is_filled_to_its_last_slot_and_no_further(monkeypatch) -> None:
-    """Padding that ends with the cache is taken, decode writes its slots; a second turn that does not fit is refused."""
+    """Padding that ends with the cache is taken, decode writes its slots; a turn that does not fit is refused."""
     tape = Tape(TEXT, slots=8)
     running = session(monkeypatch, tape, SessionInputs())
     running.prefill(prompt(7), 8)
