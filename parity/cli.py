@@ -82,7 +82,9 @@ EncoderRecipe = Annotated[
 Rungs = Annotated[list[str] | None, typer.Option("--rung", help="Only this rung; repeatable.")]
 Prompts = Annotated[
     str | None,
-    typer.Option("--prompts", help="Prompt set: short, long, regimes, tasks, speech, pictures, or a .jsonl file."),
+    typer.Option(
+        "--prompts", help="Prompt set: short, long, ..., a situation (docs/inputs.md), all of them, or a .jsonl file."
+    ),
 ]
 Prefill = Annotated[
     list[int] | None, typer.Option("--prefill", min=1, help="Length of a prefill signature; repeatable.")

@@ -23,6 +23,7 @@ from parity.compare.verdict import NoiseFloor
 from parity.errors import GoldenError, UsageError
 from parity.files import sha256_of, whole_file
 from parity.inputs import Inputs, read_prompts
+from parity.situations import is_made
 from parity.trace import Trace
 from parity.weights import Weights
 from parity.weights.published import CONFIGURATION
@@ -114,7 +115,7 @@ class GoldenStore:
             "schema_version": SCHEMA_VERSION,
             "identity": identity(weights, inputs),
             "logits_sha256": sha256_of([logits]),
-            "noise_floor": {"rel_l2": dict(floor.rel_l2), "worst_position": dict(floor.worst_position)},
+            "noise_floor": _floor_facts(floor),
             "positions": inputs.positions,
             "prompts_from_file": inputs.source.endswith(".jsonl"),
             "weights_revision": weights.revision,
@@ -136,8 +137,7 @@ class GoldenStore:
                 f"{recording.path} is not there; record it with `{self._command(model, weights, inputs)}`"
             )
         facts = self.verify(model, weights, inputs)
-        floor = NoiseFloor(facts["noise_floor"]["rel_l2"], facts["noise_floor"]["worst_position"])
-        return Reference("golden", Trace.load(recording.path), floor)
+        return Reference("golden", Trace.load(recording.path), _floor_from(facts["noise_floor"]))
 
     def verify(self, model: str, weights: Weights, inputs: Inputs) -> dict[str, Any]:
         """The sidecar of a recording that still is what it says.
@@ -182,6 +182,20 @@ def identity(weights: Weights, inputs: Inputs) -> dict[str, str]:
     }
 
 
+def _floor_facts(floor: NoiseFloor) -> dict[str, Any]:
+    situations = {name: _floor_facts(part) for name, part in floor.situations.items()}
+    return {
+        "rel_l2": dict(floor.rel_l2),
+        "worst_position": dict(floor.worst_position),
+        **({"situations": situations} if situations else {}),
+    }
+
+
+def _floor_from(facts: dict[str, Any]) -> NoiseFloor:
+    situations = {name: _floor_from(part) for name, part in facts.get("situations", {}).items()}
+    return NoiseFloor(facts["rel_l2"], facts["worst_position"], situations)
+
+
 def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -190,8 +204,8 @@ def _in_use(recording: Recording) -> bool:
     model, _, prompts = recording.name.split("/")
     try:
         registry.get(model)
-        if recording.facts["prompts_from_file"]:
-            return True  # the file is its owner's business
+        if recording.facts["prompts_from_file"] or is_made(prompts):
+            return True  # the file is its owner's business, and situations are made for any model
         read_prompts(prompts)
     except (UnknownModelError, UsageError, GoldenError):
         return False

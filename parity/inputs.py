@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
@@ -65,6 +66,12 @@ class TokenizedPrompt:
 
     ``media`` is what goes with them, by the names that the original has for it; an encoder makes ``encoded_rows`` rows
     of it.
+
+    The rest is of prompts that are made for a ``situation`` (``parity/situations``). Such a prompt goes ``through``
+    prefills of these lengths only: none of them means one token at a time, ``None`` whatever there is. After the
+    continuation comes a second ``turn``, several tokens at once on the filled cache, and a forced ``reply`` to it.
+    ``beside`` holds the tokens of a second row of the batch, as many as the prompt and its continuation; the prompt is
+    the batch's ``row``. ``generates`` says whether free-running generation follows.
     """
 
     id: str
@@ -72,26 +79,68 @@ class TokenizedPrompt:
     continuation: tuple[int, ...]
     media: Tensors = field(default_factory=dict)
     encoded_rows: int = 0
+    situation: str = ""
+    through: tuple[int, ...] | None = None
+    turn: tuple[int, ...] = ()
+    reply: tuple[int, ...] = ()
+    beside: tuple[int, ...] = ()
+    row: int = 0
+    generates: bool = True
+
+    @property
+    def alone(self) -> TokenizedPrompt:
+        """The prompt without the other row of its batch."""
+        return replace(self, beside=(), row=0)
+
+    @property
+    def prefilled(self) -> int:
+        """Positions that are compared in the phase ``prefill``: the prompt's, then the second turn's."""
+        return len(self.prompt) + len(self.turn)
+
+    @property
+    def decoded(self) -> int:
+        """Positions that are compared in the phase ``decode``: the continuation's, then the reply's."""
+        return len(self.continuation) + len(self.reply)
 
     @property
     def positions(self) -> int:
         """Positions at which rungs are compared: all of them."""
-        return len(self.prompt) + len(self.continuation)
+        return self.prefilled + self.decoded
 
     def until(self, generate: int) -> int:
-        """Cache slots that a session needs for the continuation and for ``generate`` free tokens, whichever is more."""
-        return len(self.prompt) + max(len(self.continuation), generate)
+        """Cache slots that a session needs for what is forced or for ``generate`` free tokens, whichever is more."""
+        return max(self.positions, len(self.prompt) + generate * self.generates)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every rung is given: the same ids for all. ``name``, ``source`` and ``sha256`` are the prompt set's."""
+    """What every rung is given: the same ids for all. ``name``, ``source`` and ``sha256`` are the prompt set's.
+
+    Prompts that are made for situations count on ``prefill_lengths``; ``left_out`` says which situations do not apply,
+    and why.
+    """
 
     name: str
     source: str
     sha256: str
     tokenizer_sha256: str
     prompts: tuple[TokenizedPrompt, ...]
+    prefill_lengths: tuple[int, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def situations(self) -> dict[str, Inputs]:
+        """The prompts of each situation, in order; none for a plain prompt set."""
+        names = dict.fromkeys(prompt.situation for prompt in self.prompts if prompt.situation)
+        return {
+            name: replace(self, prompts=tuple(prompt for prompt in self.prompts if prompt.situation == name))
+            for name in names
+        }
+
+    @property
+    def one_row(self) -> Inputs:
+        """The prompts that are not rows of a batch: all that an exported file takes."""
+        return replace(self, prompts=tuple(prompt for prompt in self.prompts if not prompt.beside))
 
     @property
     def positions(self) -> int:
@@ -133,7 +182,10 @@ def read_prompts(name: str) -> PromptSet:
                 file.name for file in (files("parity") / "prompts").iterdir() if file.name.endswith(".jsonl")
             )
             sets = ", ".join(name.removesuffix(".jsonl") for name in known)
-            raise UsageError(f"no prompt set is called {name!r}; there are {sets}, or give a .jsonl file")
+            raise UsageError(
+                f"no prompt set is called {name!r}; there are {sets}, the situations of docs/inputs.md, all of them "
+                "as all, or give a .jsonl file"
+            )
         source = Path(name)
     content = source.read_bytes()
     prompts = []
@@ -178,6 +230,70 @@ def tokenize(prompts: PromptSet, folder: Path, config: ModelConfig, continuation
     return isolated.run("tokenizing", partial(_tokenize, prompts, folder, config, continuation)).value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What prompts are made from: ids of natural text, and what the tokenizer puts before and after one.
+
+    ``special`` are the tokenizer's own marks (begin, end, unknown, padding); ``sets`` are whole prompt sets.
+    """
+
+    text: tuple[int, ...]
+    begins: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    special: tuple[int, ...] = ()
+    sets: tuple[Inputs, ...] = ()
+    tokenizer_sha256: str = ""
+
+
+def read_material(text: PromptSet, sets: Sequence[PromptSet], folder: Path, config: ModelConfig) -> Material:
+    """The ``sets``, and everything that ``text`` says as one text, by the tokenizer in the checkpoint folder.
+
+    Raises:
+        PromptError: as ``tokenize``.
+    """
+    return isolated.run("tokenizing", partial(_read_material, text, tuple(sets), folder, config)).value
+
+
+def _read_material(
+    text: PromptSet, sets: tuple[PromptSet, ...], folder: Path, config: ModelConfig, progress: isolated.Progress
+) -> Material:
+    read = tuple(_tokenize(prompts, folder, config, CONTINUATION_TOKENS, progress) for prompts in sets)
+    tokenizer = _tokenizer(folder)
+    natural = "\n\n".join(prompt.text + prompt.continuation for prompt in text.prompts)
+    plain, marked = (tuple(tokenizer(natural, add_special_tokens=add).input_ids) for add in (False, True))
+    starts = (at for at in range(len(marked) - len(plain) + 1) if marked[at : at + len(plain)] == plain)
+    begin = next(starts, 0)
+    marks = (getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "unk", "pad"))
+    return Material(
+        text=plain,
+        begins=marked[:begin],
+        ends=marked[begin + len(plain) :],
+        special=tuple(dict.fromkeys(mark for mark in marks if mark is not None and mark < config.vocab_size)),
+        sets=read,
+        tokenizer_sha256=_sha256_of_tokenizer(folder),
+    )
+
+
+def _sha256_of_tokenizer(folder: Path) -> str:
+    from parity.files import sha256_of
+
+    return sha256_of(tokenizer_files(folder))
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer in a checkpoint folder; nothing of it is run or fetched."""
+    from transformers import AutoTokenizer
+
+    if not tokenizer_files(folder):
+        raise PromptError(f"{folder} has no tokenizer; copy the tokenizer files of the original into it")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise PromptError(
+            f"the tokenizer in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"
+        ) from None
+
+
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files that decide how text becomes ids."""
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
@@ -186,19 +302,9 @@ def tokenizer_files(folder: Path) -> list[Path]:
 def _tokenize(
     prompts: PromptSet, folder: Path, config: ModelConfig, forced: int, progress: isolated.Progress
 ) -> Inputs:
-    from transformers import AutoTokenizer
-
-    from parity.files import sha256_of
     from parity.media.images import ImageReader, with_images
 
-    if not tokenizer_files(folder):
-        raise PromptError(f"{folder} has no tokenizer; copy the tokenizer files of the original into it")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise PromptError(
-            f"the tokenizer in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"
-        ) from None
+    tokenizer = _tokenizer(folder)
     images = ImageReader(folder, config) if isinstance(config, VisionLanguageConfig) else None
     beside = Path(prompts.source).parent
     tokenized: list[TokenizedPrompt] = []
@@ -225,7 +331,7 @@ def _tokenize(
                 "rows; the tokenizer belongs to another model"
             )
         tokenized.append(tokenized_prompt(prompt.id, ids, continuation, config, media))
-    return Inputs(prompts.name, prompts.source, prompts.sha256, sha256_of(tokenizer_files(folder)), tuple(tokenized))
+    return Inputs(prompts.name, prompts.source, prompts.sha256, _sha256_of_tokenizer(folder), tuple(tokenized))
 
 
 def _heard(prompt: Prompt, beside: Path, folder: Path, config: ModelConfig) -> Tensors:

@@ -25,7 +25,7 @@ from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe, with_encoder
 from parity.errors import ParityError, PromptError, UsageError
 from parity.files import sha256_of
-from parity.inputs import Inputs
+from parity.inputs import Inputs, TokenizedPrompt
 from parity.progress import Reporter
 from parity.runners.base import Guide, Recorded, Runner, record
 from parity.runners.litert import LiteRT
@@ -200,7 +200,7 @@ class Ladder:
             recorded = record(
                 runner, self.inputs, self.scratch, generate=self.generate, guide=guide, on_progress=progress
             )
-        recorded.trace.check(self.inputs, self.config.vocab_size, runner.name, self.generate, guide)
+        recorded.trace.check(recorded.inputs, self.config.vocab_size, runner.name, self.generate, guide)
         return recorded
 
     def _conversion(self, export: Export) -> isolated.Job[FloatFile]:
@@ -279,12 +279,20 @@ def fit(
                 f"prompt {prompt.id} and what follows it need {needed} cache slots, --kv-cache gives {cache_length}; "
                 "raise it, or choose other prompts"
             )
-    lengths = _cache_lengths(config.boundary, inputs, cache_length, generate)
+    lengths = cache_lengths(config, inputs.prompts, cache_length, generate)
     sessions = tuple(
         session_inputs(config, prompt.prompt, prompt.media, prompt.until(generate)) for prompt in inputs.prompts
     )
     prefills = _prefill_lengths(prefill_lengths, inputs, sessions)
-    return tuple(Export(prefill_lengths=prefills, cache_length=length, sessions=sessions) for length in lengths)
+    # Only what the project chose itself is left out where it does not fit; what was asked for is an error then.
+    return tuple(
+        Export(
+            prefill_lengths=tuple(n for n in prefills if prefill_lengths or n <= length),
+            cache_length=length,
+            sessions=sessions,
+        )
+        for length in lengths
+    )
 
 
 def _prefill_lengths(asked: Sequence[int], inputs: Inputs, sessions: Sequence[SessionInputs]) -> tuple[int, ...]:
@@ -292,6 +300,8 @@ def _prefill_lengths(asked: Sequence[int], inputs: Inputs, sessions: Sequence[Se
     whole = {
         prompt.id: len(prompt.prompt) for prompt, session in zip(inputs.prompts, sessions, strict=True) if session.whole
     }
+    if not asked and inputs.prefill_lengths:
+        return inputs.prefill_lengths
     if not asked:
         # Rounded up, so that most of them are padded.
         return (default_cache_length(max(whole.values()), PREFILL_LENGTH),) if whole else (PREFILL_LENGTH,)
@@ -304,22 +314,34 @@ def _prefill_lengths(asked: Sequence[int], inputs: Inputs, sessions: Sequence[Se
     return tuple(asked)
 
 
-def _cache_lengths(boundary: int | None, inputs: Inputs, cache_length: int | None, generate: int) -> list[int]:
-    """One length for all prompts, or one for those within a boundary and one for those beyond it."""
-    needed = {prompt.id: prompt.until(generate) for prompt in inputs.prompts}
+def crosses(boundary: int | None, prompt: TokenizedPrompt, generate: int) -> bool:
+    """Whether a session begins within the boundary between frequencies and ends beyond it: no export has both."""
+    return boundary is not None and len(prompt.prompt) <= boundary < prompt.until(generate)
+
+
+def cache_lengths(
+    config: ModelConfig, prompts: Sequence[TokenizedPrompt], cache_length: int | None, generate: int
+) -> list[int]:
+    """One length for all prompts, or one for those within a boundary and one for those beyond it.
+
+    Raises:
+        PromptError: a prompt lies on both sides, or the length asked for has the wrong frequencies for some.
+    """
+    boundary = config.boundary
+    needed = {prompt.id: prompt.until(generate) for prompt in prompts}
     if boundary is None:
-        return [cache_length or default_cache_length(max(needed.values()))]
+        return [cache_length or min(default_cache_length(max(needed.values())), config.max_positions)]
     within = [slots for slots in needed.values() if slots <= boundary]
     beyond = [slots for slots in needed.values() if slots > boundary]
-    for prompt in inputs.prompts:
-        if len(prompt.prompt) <= boundary < needed[prompt.id]:
+    for prompt in prompts:
+        if crosses(boundary, prompt, generate):
             raise PromptError(
                 f"prompt {prompt.id} starts within {boundary} positions and ends at {needed[prompt.id]}; this model "
                 "has other frequencies beyond, an export has one set: choose prompts on either side (--prompts regimes)"
             )
     if cache_length is None:
         short = [min(default_cache_length(max(within)), boundary)] if within else []
-        return short + ([default_cache_length(max(beyond))] if beyond else [])
+        return short + ([min(default_cache_length(max(beyond)), config.max_positions)] if beyond else [])
     if within and cache_length > boundary:
         raise PromptError(
             f"an export of {cache_length} slots has the frequencies beyond {boundary} positions, and {len(within)} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from parity.compare.copies import Numbers, copied, denouncing
 from parity.compare.generation import Generation, compare_generation
 from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
 from parity.compare.roundings import least_floors
+from parity.compare.situations import measure_situations, with_situations
 from parity.compare.verdict import (
     ENCODER,
     Edge,
@@ -45,6 +46,7 @@ from parity.progress import Reporter
 from parity.report.record import Report, RungRecord
 from parity.report.side_by_side import Generated
 from parity.runners.base import Recorded
+from parity.situations import inputs_of, is_made
 from parity.trace import Trace
 from parity.weights import Weights, kind_of, resolve
 
@@ -80,8 +82,20 @@ class Request:
                 f"--encoder-recipe is for models with an encoder, {self.model.name} has none; leave it out"
             )
         object.__setattr__(self, "plan", Plan.of(self.rungs, self.recipes, self.encoder_recipe))
-        default = self.model.prompts(tiny=self.weights == "tiny")
-        object.__setattr__(self, "prompt_set", self.prompts or default)
+        object.__setattr__(self, "prompt_set", self.prompts or self.own_prompts)
+
+    @property
+    def own_prompts(self) -> str:
+        """The prompt set that the model is checked on by default."""
+        return self.model.prompts(tiny=self.weights == "tiny")
+
+    def settle_prompts(self) -> str:
+        """What recordings call the prompt set.
+
+        Raises:
+            UsageError, PromptError: there is no such set, or it cannot be read.
+        """
+        return self.prompt_set if is_made(self.prompt_set) else read_prompts(self.prompt_set).name
 
     @property
     def name(self) -> str:
@@ -98,9 +112,9 @@ def check(request: Request, reporter: Reporter) -> Report:
     findings = _Findings(request)
     with scratch_folder() as scratch, findings.failing_closed():
         isolated.prepare(converter=bool(request.plan.files))
-        prompts = read_prompts(request.prompt_set)
+        request.settle_prompts()
         weights = findings.weighed(_weigh(request, reporter))
-        inputs = findings.read(_read(request, prompts, weights, reporter))
+        inputs = findings.read(_read(request, weights, reporter))
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
         with ladder.converting() as converting:
             reference = findings.referred(*_refer(request, ladder), inputs)
@@ -117,23 +131,23 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
         ParityError, ModelError: the original could not be run to its end.
     """
     isolated.prepare(converter=False)
-    prompts = read_prompts(request.prompt_set)
+    name = request.settle_prompts()
     weights = _weigh(request, reporter)
-    path = store.of(request.name, weights, prompts.name).path
+    path = store.of(request.name, weights, name).path
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give --overwrite to replace it")
-    inputs = _read(request, prompts, weights, reporter)
+    inputs = _read(request, weights, reporter)
     with scratch_folder() as scratch:
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
         oracle, original = ladder.original()
-    floor = NoiseFloor.measure(oracle.trace, original.trace, least_floors(ladder.config))
-    for metrics in measure(oracle.trace, original.trace, floor, inputs).values():
-        edge = judge("original64", "original", metrics, limits_for("original"))
+    reference = Reference("original64", oracle.trace, _floor(ladder, oracle, original))
+    edges, _ = judge_rung("original", original.trace, reference, inputs, lambda _: limits_for("original"))
+    for edge in edges:
         if edge.verdict is not Verdict.PASS:
             raise GoldenError(
                 f"{request.name} is not recorded, its original is no reference on these prompts: {edge.cause}"
             )
-    return store.record(request.name, weights, inputs, Reference("original64", oracle.trace, floor))
+    return store.record(request.name, weights, inputs, reference)
 
 
 def verify_golden(request: Request, store: GoldenStore, reporter: Reporter) -> None:
@@ -143,9 +157,9 @@ def verify_golden(request: Request, store: GoldenStore, reporter: Reporter) -> N
         GoldenError: it is missing, stale or damaged.
     """
     isolated.prepare(converter=False)
-    prompts = read_prompts(request.prompt_set)
+    request.settle_prompts()
     weights = _weigh(request, reporter)
-    store.replay(request.name, weights, _read(request, prompts, weights, reporter))
+    store.replay(request.name, weights, _read(request, weights, reporter))
 
 
 def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) -> list[Generated]:
@@ -182,9 +196,10 @@ def bisect(request: Request, reporter: Reporter, output: Path | None = None) -> 
     if output:
         refuse_existing(output)
     isolated.prepare(converter=bool(request.plan.files))
-    prompts = read_prompts(request.prompt_set)
+    request.settle_prompts()
     weights = _weigh(request, reporter)
-    inputs = _read(request, prompts, weights, reporter)
+    inputs = _read(request, weights, reporter)
+    inputs = replace(inputs, prompts=tuple(prompt.alone for prompt in inputs.prompts))
     found: list[Bisection] = []
     with scratch_folder() as scratch:
         ladder = _ladder(request, weights, inputs, 0, scratch, reporter)
@@ -226,10 +241,20 @@ def _weigh(request: Request, reporter: Reporter) -> Weights:
         return resolve(request.model, request.weights, progress, reporter.note, remote_code=request.remote_code)
 
 
-def _read(request: Request, prompts: PromptSet, weights: Weights, reporter: Reporter) -> Inputs:
+def _read(request: Request, weights: Weights, reporter: Reporter) -> Inputs:
     config = request.model.family.config_from(HFConfig.load(weights.folder))
     with reporter.step("tokenizing"):
-        return tokenize(prompts, weights.folder, config)
+        if not is_made(request.prompt_set):
+            return tokenize(read_prompts(request.prompt_set), weights.folder, config)
+        return inputs_of(
+            request.prompt_set,
+            request.own_prompts,
+            weights.folder,
+            config,
+            prefill_lengths=request.prefill_lengths,
+            cache_length=request.cache_length,
+            generate=GENERATED_TOKENS,
+        )
 
 
 def _ladder(
@@ -259,8 +284,12 @@ def _refer(request: Request, ladder: Ladder) -> tuple[Reference, tuple[Recorded,
         recorded.trace.check(ladder.inputs, ladder.config.vocab_size, "the recording", ladder.generate)
         return recorded, None
     oracle, original = ladder.original()
-    floor = NoiseFloor.measure(oracle.trace, original.trace, least_floors(ladder.config))
+    floor = _floor(ladder, oracle, original)
     return Reference("original64", oracle.trace, floor), (oracle, original)
+
+
+def _floor(ladder: Ladder, oracle: Recorded, original: Recorded) -> NoiseFloor:
+    return NoiseFloor.of(oracle.trace, original.trace, ladder.inputs, least_floors(ladder.config))
 
 
 def judge_rung(
@@ -270,18 +299,26 @@ def judge_rung(
     inputs: Inputs,
     limits: Callable[[Output], tuple[Limit, ...]],
     *,
+    given: Inputs | None = None,
     sampled: bool = False,
     rounding: Mapping[str, tuple[float, str]] | None = None,
 ) -> tuple[list[Edge], Generation]:
     """The edges of a rung, one for each output that is compared, and its generation.
 
-    ``sampled`` takes the prompts for a sample, which must be large enough for the limits. ``rounding`` is what was read
-    off a quantized file of its weights: the worst figures, and the weights that they are of.
+    ``given`` are those of the ``inputs`` that the rung was given, if not all. ``sampled`` takes the prompts for a
+    sample, which must be large enough for the limits. ``rounding`` is what was read off a quantized file of its
+    weights: the worst figures, and the weights that they are of.
     """
-    measured = measure(reference.trace, trace, reference.floor, inputs, sampled=sampled)
+    given = given or inputs
+    expected = reference.trace.of(given)
+    measured = measure(expected, trace, reference.floor, given, sampled=sampled)
     measured["logits"] |= {f"weight_{name}": figure for name, (figure, _) in (rounding or {}).items()}
-    generation = compare_generation(name, reference.trace, trace, measured["logits"]["max_abs"])
-    edges = [judge(reference.name, name, metrics, limits(output), output) for output, metrics in measured.items()]
+    situations = measure_situations(expected, trace, reference.floor, given)
+    generation = compare_generation(name, expected, trace, measured["logits"]["max_abs"])
+    edges = []
+    for output, metrics in measured.items():
+        edge = judge(reference.name, name, metrics, limits(output), output)
+        edges.append(with_situations(edge, situations, limits(output), inputs, given))
     edges[-1] = naming_the_weight(with_generation(edges[-1], generation), rounding or {})
     return edges, generation
 
@@ -332,6 +369,11 @@ class _Findings:
             "prompts": len(inputs.prompts),
             "positions": inputs.positions,
         }
+        if situations := inputs.situations:
+            self.prompt_set["situations"] = {
+                name: {"prompts": len(part.prompts), "positions": part.positions} for name, part in situations.items()
+            }
+            self.prompt_set["left_out"] = dict(inputs.left_out)
         return inputs
 
     def referred(self, reference: Reference, originals: tuple[Recorded, Recorded] | None, inputs: Inputs) -> Reference:
@@ -359,18 +401,26 @@ class _Findings:
         rounding = rung.artifact.get("rounding", {})
         limits = partial(self._limits, rung.name, stored=bool(rounding))
         edges, generation = judge_rung(
-            rung.name, recorded.trace, reference, inputs, limits, sampled=quantized, rounding=rounding
+            rung.name,
+            recorded.trace,
+            reference,
+            inputs,
+            limits,
+            given=recorded.inputs,
+            sampled=quantized,
+            rounding=rounding,
         )
-        numbers = self._numbers(rung, recorded)
-        cause = copied(numbers, reference.trace.digest, self.numbers, reference.floor)
+        shared = inputs.one_row if inputs.one_row.prompts else inputs
+        numbers = self._numbers(rung, recorded.trace.of(shared))
+        cause = copied(numbers, reference.trace.of(shared).digest, self.numbers, reference.floor)
         self.numbers.append(numbers)
         self.edges += denouncing(edges, cause)
         self.generation.append(asdict(generation))
 
-    def _numbers(self, rung: Rung, recorded: Recorded) -> Numbers:
+    def _numbers(self, rung: Rung, trace: Trace) -> Numbers:
         recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung.name), None)
         bits = weight_bits(recipe) if recipe else 32
-        return Numbers(rung.name, recorded.trace.digest, rung.artifact.get("sha256"), bits)
+        return Numbers(rung.name, trace.digest, rung.artifact.get("sha256"), bits)
 
     def _limits(self, rung: str, output: Output, *, stored: bool) -> tuple[Limit, ...]:
         """Those of the rung's recipe, or of the one that its encoder has instead."""

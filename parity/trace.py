@@ -62,6 +62,8 @@ class Steps:
 class PromptTrace:
     """Logits of one prompt: ``prefill`` ``[T, V]`` over the prompt, ``decode`` ``[C, V]`` over its continuation.
 
+    A second turn's positions follow those of the prompt, its reply's those of the continuation.
+
     ``encoded`` ``[rows, D]`` is what the encoder made of what goes with the prompt, if anything does. ``steps`` are the
     choices of greedy generation from the prompt.
     """
@@ -82,6 +84,10 @@ class Trace:
     def said(self) -> dict[str, tuple[int, ...]]:
         """What was generated after each prompt."""
         return {name: prompt.steps.chosen for name, prompt in self.prompts.items()}
+
+    def of(self, inputs: Inputs) -> Trace:
+        """The part of the trace that answers ``inputs``."""
+        return Trace({prompt.id: self.prompts[prompt.id] for prompt in inputs.prompts})
 
     def save(self, path: Path, dtype: type[np.floating] | None = None) -> None:
         """Write the trace, whole or not at all; ``dtype`` rounds the logits for storage."""
@@ -168,10 +174,11 @@ class Trace:
             trace = self.prompts[prompt.id]
             _check_steps(trace.steps, vocab_size, f"{who}, prompt {prompt.id}, generation")
             wanted, free = (generate, True) if guide is None else (len(guide[prompt.id]), False)
+            wanted = wanted if prompt.generates else 0
             ended = free and len(trace.steps) > 0 and bool(trace.steps.ends[-1])
             if not ended and wanted not in (None, len(trace.steps)):
                 raise RungError(f"{who}, prompt {prompt.id}: {len(trace.steps)} tokens generated, not {wanted}")
-            for phase, count in zip(PHASES, (len(prompt.prompt), len(prompt.continuation)), strict=True):
+            for phase, count in zip(PHASES, (prompt.prefilled, prompt.decoded), strict=True):
                 where = f"{who}, prompt {prompt.id}, {phase}"
                 _check_rows(getattr(trace, phase), (count, vocab_size), "logits", "positions", where)
             if (trace.encoded is None) == bool(prompt.encoded_rows):

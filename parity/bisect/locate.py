@@ -36,7 +36,8 @@ class Locator:
         before = next((self._judged[name] for name in _before(rung.name) if name in self._judged), [])
         located = list(edges)
         if rung.recorded and any(edge.verdict is Verdict.FAIL and not edge.first_divergent_stage for edge in edges):
-            located = self._located(rung, edges, before, furthest_off(reference, rung.recorded.trace), ladder)
+            prompt = furthest_off(reference.of(rung.recorded.inputs), rung.recorded.trace)
+            located = self._located(rung, edges, before, prompt, ladder)
         self._judged[rung.name] = located
         return located
 
@@ -76,7 +77,7 @@ class Locator:
             bisector = Bisector(
                 replace(
                     ladder,
-                    inputs=replace(ladder.inputs, prompts=(chosen,)),
+                    inputs=replace(ladder.inputs, prompts=(chosen.alone,)),
                     exports=(replace(ladder.exports[place], sessions=(session,)),),
                     scratch=Path(scratch),
                 )

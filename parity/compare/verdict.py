@@ -52,13 +52,17 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Edge:
-    """A reference/candidate pair of rungs, judged by their logits or by what their encoders made."""
+    """A reference/candidate pair of rungs, judged by their logits or by what their encoders made.
+
+    ``metrics`` are over all prompts, those under ``situations`` over the prompts of one each.
+    """
 
     reference: str
     candidate: str
     output: Output = "logits"
     verdict: Verdict
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    situations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     limits: Mapping[str, Any] = field(default_factory=dict)
     first_divergent_stage: str | None = None
     cause: str | None = None
@@ -68,16 +72,25 @@ class Edge:
 class NoiseFloor:
     """The original's own float32 distance to the oracle: relative L2 by phase, over all positions and at the worst.
 
-    The encoder, where there is one, counts as a phase.
+    The encoder, where there is one, counts as a phase. Each of the ``situations`` has a floor of its own.
     """
 
     rel_l2: Mapping[str, float]
     worst_position: Mapping[str, float]
+    situations: Mapping[str, NoiseFloor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, oracle: Trace, original: Trace, inputs: Inputs, least: Mapping[str, float]) -> NoiseFloor:
+        """The floor on all inputs and on those of each situation; ``least`` as in ``measure``."""
+        parts = {
+            name: cls.measure(oracle.of(part), original.of(part), least) for name, part in inputs.situations.items()
+        }
+        return replace(cls.measure(oracle, original, least), situations=parts)
 
     @classmethod
     @np.errstate(over="ignore", divide="ignore", invalid="ignore")
     def measure(cls, oracle: Trace, original: Trace, least: Mapping[str, float]) -> NoiseFloor:
-        """The floor on these inputs, which is never taken to be below ``least`` of the phase (``least_floors``).
+        """The floor on these prompts, which is never taken to be below ``least`` of the phase (``least_floors``).
 
         An original that is exact, or nearly, on some inputs says nothing of what other float32 evaluations may lose.
         """
@@ -182,14 +195,24 @@ def _ratios(errors: PositionErrors, floor: NoiseFloor, phase: str) -> dict[str, 
 
 
 def _extra_cost(reference: Trace, candidate: Trace, inputs: Inputs) -> list[Array]:
-    """Nats that each token of the forced continuations costs more, by prompt."""
+    """Nats that each forced token costs more, by prompt."""
     return [_cost(candidate.prompts[p.id], p) - _cost(reference.prompts[p.id], p) for p in inputs.prompts]
 
 
 def _cost(recorded: PromptTrace, prompt: TokenizedPrompt) -> Array:
-    """Nats of each token of the forced continuation; its first is predicted by the last prompt position."""
-    predicting = np.concatenate([recorded.prefill[-1:], recorded.decode[:-1]])
-    return negative_log_likelihood(predicting, np.asarray(prompt.continuation))
+    """Nats of each forced token; the first of those is predicted by the last position that was prefilled before."""
+    begun = len(prompt.continuation)
+    parts = (
+        (recorded.prefill[: len(prompt.prompt)], recorded.decode[:begun], prompt.continuation),
+        (recorded.prefill, recorded.decode[begun:], prompt.reply),
+    )
+    return np.concatenate(
+        [
+            negative_log_likelihood(np.concatenate([prefilled[-1:], decoded[:-1]]), np.asarray(forced))
+            for prefilled, decoded, forced in parts
+            if forced
+        ]
+    )
 
 
 def judge(

@@ -365,7 +365,7 @@ def _certainty(edge: Edge, metric: str, interval: object, noticed: object) -> st
 
 
 def remarks(report: Report) -> list[tuple[str, str]]:
-    """What one must know of how a run came about, each under a word: the original, frequencies, the encoder."""
+    """What one must know of how a run came about, each under a word: the original, frequencies, situations, encoder."""
     notes = dict.fromkeys(shown(rung.artifact["note"]) for rung in report.rungs if rung.artifact.get("note"))
     regimes = _rope_regimes(report)
     encoders = dict.fromkeys(
@@ -374,8 +374,23 @@ def remarks(report: Report) -> list[tuple[str, str]]:
     return [
         *(("original", note) for note in notes),
         *([("frequencies", regimes)] if regimes else []),
+        *([("not applied", left_out)] if (left_out := _left_out(report)) else []),
         *(("encoder", f"what only the encoder reads is quantized by {name}") for name in encoders),
     ]
+
+
+def _left_out(report: Report) -> str:
+    """The situations that do not apply, to the model or to a rung, and why."""
+    reasons = report.prompt_set.get("left_out")
+    found = [f"{shown(name)}: {shown(why)}" for name, why in reasons.items()] if isinstance(reasons, Mapping) else []
+    elsewhere: dict[tuple[str, str], dict[str, None]] = {}
+    for edge, _ in ladder(report):
+        situations = edge.situations if isinstance(edge.situations, Mapping) else {}
+        for name, figures in situations.items():
+            if isinstance(figures, Mapping) and figures.get("verdict") is None and "positions" not in figures:
+                elsewhere.setdefault((shown(name), shown(figures.get("cause", DASH))), {})[shown(edge.candidate)] = None
+    found += [f"{name} on {', '.join(rungs)}: {why}" for (name, why), rungs in elsewhere.items()]
+    return "; ".join(found)
 
 
 def _rope_regimes(report: Report) -> str:

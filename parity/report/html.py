@@ -10,6 +10,7 @@ from parity.compare.verdict import Edge, Verdict
 from parity.report import figures
 from parity.report.figures import COLUMNS, DASH, LARGER_IS_BETTER, NAMED, Summary, number, shown
 from parity.report.record import Report, overall
+from parity.report.situations import SituationTable
 
 #: The figure that stands for a rung in the chart, if it was judged by it; the first that applies.
 _LEADING = ("floor_ratio", "kl_mean")
@@ -43,6 +44,7 @@ def to_html(reports: Sequence[Report]) -> str:
         named=NAMED,
         reports=reports,
         charts=[Chart.of(report) for report in reports],
+        situations=[SituationTable.of(report) for report in reports],
         summaries=[Summary.of(report) for report in reports],
         verdict=overall(reports),
         environments=_environments(reports),

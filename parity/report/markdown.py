@@ -27,6 +27,7 @@ from parity.report.figures import (
     weights_text,
 )
 from parity.report.record import Report, overall
+from parity.report.situations import SituationTable
 
 MARKS = {Verdict.PASS: "✅ PASS", Verdict.FAIL: "❌ FAIL", Verdict.ERROR: "⚠️ ERROR"}
 
@@ -89,6 +90,9 @@ def _model(report: Report) -> Iterator[str]:
     )
     if report.edges:
         yield _edges(report)
+    situations = SituationTable.of(report)
+    if situations.rows:
+        yield _situations(situations)
     notes = [*_causes(report), *_remarks(report), *_exceptions(report), *_certainty(report), *_generated(report)]
     if notes:
         yield "\n".join(notes)
@@ -108,6 +112,15 @@ def _edges(report: Report) -> str:
         rows.append([code(edge_name(edge)), MARKS[edge.verdict], *cells])
     titles = [column.title.replace("\n", " ") for column in COLUMNS]
     return _table(["rung", "verdict", *titles], rows, left=2)
+
+
+def _situations(situations: SituationTable) -> str:
+    rows = [
+        [code(row.name), row.prompts, row.positions, *(f"**{at.text}**" if at.broken else at.text for at in row.cells)]
+        for row in situations.rows
+    ]
+    titles = ["situation", "prompts", "positions", *(f"{code(at.rung)} {at.metric}" for at in situations.headings)]
+    return _table(titles, rows, left=1)
 
 
 def _summary(reports: Sequence[Report]) -> str:

@@ -33,6 +33,7 @@ from parity.report.figures import (
     weights_text,
 )
 from parity.report.record import Report, RungRecord, overall
+from parity.report.situations import SituationTable
 
 STYLES = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.ERROR: "bold magenta"}
 
@@ -83,13 +84,17 @@ class _Page:
 
 
 def render(report: Report, console: Console) -> None:
-    """Print one model's report: a row for each edge, why it did not pass, what to know about it, the verdict."""
+    """Print one model's report: a row for each edge and situation, why it did not pass, what to know, the verdict."""
     page = _Page(console)
     made_of = f"  {shown(report.family)}, weights {weights_text(report)}, prompts {prompts_text(report)}"
     page.paragraph(page.text(shown(report.model), "bold") + page.text(made_of, "dim"))
     if report.edges:
         console.print()
         console.print(_edge_table(page, ladder(report)))
+    situations = SituationTable.of(report)
+    if situations.rows:
+        console.print()
+        console.print(_situation_table(page, situations))
     notes = (_cause_notes, _remark_notes, _precision_notes, _certainty_notes, _generation_notes)
     page.notes([row for rows in notes for row in rows(page, report)])
     console.print()
@@ -120,6 +125,38 @@ def _table_of(page: _Page, edges: Sequence[tuple[Edge, RungRecord]], columns: Se
             page.text(edge_name(edge)),
             page.text(edge.verdict, STYLES[edge.verdict]),
             *(page.text(text, "dim" if text == DASH else "bold red" if broken else "") for text, broken in cells),
+        )
+    return table
+
+
+def _situation_table(page: _Page, situations: SituationTable) -> Table:
+    """With as many rungs as there is room for: broken ones first, then logits, then what encoders made."""
+
+    def importance(at: int) -> tuple[bool, bool]:
+        return not any(row.cells[at].broken for row in situations.rows), not situations.headings[at].logits
+
+    order = sorted(range(len(situations.headings)), key=importance)
+    chosen: list[int] = []
+    for at in order:
+        if page.fits(_situations_of(page, situations, sorted([*chosen, at]))):
+            chosen.append(at)
+    return _situations_of(page, situations, sorted(chosen))
+
+
+def _situations_of(page: _Page, situations: SituationTable, chosen: Sequence[int]) -> Table:
+    table = page.table("situation")
+    table.add_column("prompts", justify="right", no_wrap=True)
+    table.add_column("positions", justify="right", no_wrap=True)
+    for heading in (situations.headings[at] for at in chosen):
+        title = "\n".join([*page.text(heading.rung).plain.split(" "), heading.metric])
+        table.add_column(Text(title), justify="right", no_wrap=True)
+    for row in situations.rows:
+        cells = [row.cells[at] for at in chosen]
+        table.add_row(
+            page.text(row.name, "bold red" * row.broken),
+            page.text(row.prompts),
+            page.text(row.positions),
+            *(page.text(at.text, "dim" if at.text == DASH else "bold red" if at.broken else "") for at in cells),
         )
     return table
 

@@ -49,6 +49,9 @@ class Session(Protocol):
     def decode(self, token: int) -> Logits:
         """One more token through the cache; logits ``[V]``."""
 
+    def extend(self, tokens: Sequence[int]) -> Logits:
+        """Several more tokens at once, on the filled cache; logits ``[T, V]``."""
+
 
 def shortest(cache_lengths: Iterable[int], until: int) -> int:
     """The shortest cache that holds a session of ``until`` positions.
@@ -69,14 +72,19 @@ class Runner(Protocol):
     def name(self) -> str:
         """The rung's name."""
 
+    @property
+    def one_row(self) -> bool:
+        """Whether it takes one row only, so that a batch does not apply to it."""
+
     def open(self) -> AbstractContextManager[Session]:
         """Load the model; it is freed when the context ends."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A rung's trace, what it cost, and the session's note."""
+    """A rung's trace of the inputs it was given, what it cost, and the session's note."""
 
+    inputs: Inputs
     trace: Trace
     seconds: float
     peak_rss_mb: float
@@ -93,19 +101,22 @@ def record(
     on_progress: isolated.Progress | None = None,
     patience: float = PATIENCE,
 ) -> Recorded:
-    """Run ``runner`` over all inputs in its own process; the trace goes through a file in ``folder``.
+    """Run ``runner`` over all inputs that it takes, in its own process; the trace goes through a file in ``folder``.
 
     ``generate`` is how many tokens to generate freely after each prompt, at most: the text may end before. With a
     ``guide`` nothing is generated freely: the rung says what it would choose at every step of it. ``patience`` is how
     many seconds it may show no progress.
 
     Raises:
-        RungError, ModelError: the rung could not be run to its end.
+        RungError, ModelError: the rung could not be run to its end, or takes none of the inputs.
     """
+    inputs = inputs.one_row if runner.one_row else inputs
+    if not inputs.prompts:
+        raise RungError(f"{runner.name} takes one row and all prompts of {inputs.name} are batches; leave the rung out")
     path = folder / f"{runner.name}.safetensors"
     job = partial(_record, runner, inputs, path, generate, guide)
     finished = isolated.run(runner.name, job, on_progress, patience)
-    return Recorded(Trace.load(path), finished.seconds, finished.peak_rss_mb, finished.value)
+    return Recorded(inputs, Trace.load(path), finished.seconds, finished.peak_rss_mb, finished.value)
 
 
 def _record(
@@ -120,8 +131,8 @@ def answer(
     runner: Runner, inputs: Inputs, generate: int, guide: Guide | None, progress: isolated.Progress
 ) -> tuple[Trace, str]:
     """Run ``runner`` over all inputs in this very process: its trace and the session's note."""
-    steps = {prompt.id: generate if guide is None else len(guide[prompt.id]) for prompt in inputs.prompts}
-    total = sum(1 + len(prompt.continuation) + steps[prompt.id] for prompt in inputs.prompts)
+    steps = {p.id: generate * p.generates if guide is None else len(guide[p.id]) for p in inputs.prompts}
+    total = sum(1 + bool(p.turn) + p.decoded + steps[p.id] for p in inputs.prompts)
     done = 0
     prompts = {}
     with runner.open() as session:
@@ -145,9 +156,15 @@ def _answer(
     for token in prompt.continuation:
         decoded.append(session.decode(token))
         yield PromptTrace(prefill, empty)
+    if prompt.turn:
+        prefill = np.concatenate([prefill, session.extend(prompt.turn)])
+        yield PromptTrace(prefill, empty)
+    for token in prompt.reply:
+        decoded.append(session.decode(token))
+        yield PromptTrace(prefill, empty)
     forced = PromptTrace(prefill, np.stack(decoded) if decoded else empty, encoded=encoded)
     yield forced
-    if not generate:
+    if not (generate and prompt.generates):
         return
     taken: list[Steps] = []
     logits = session.prefill(prompt, until).logits[-1]

@@ -91,13 +91,16 @@ class Tap:
         self.encoded: set[str] = set()
 
     def run(self, session: Session, prompt: TokenizedPrompt, fed: Rows | None = None) -> Rows:
-        """The prompt and its forced continuation; the rows of every boundary."""
+        """The prompt and what is forced after it; the rows of every boundary."""
         self.fed = fed
         self.noted.clear()
         logits = [session.prefill(prompt, prompt.until(0)).logits]
         if isinstance(session, EncoderDecoderOriginal):
             self._note_cross(session.cache)
         logits += [session.decode(token)[None] for token in prompt.continuation]
+        if prompt.turn:
+            logits.append(session.extend(prompt.turn))
+        logits += [session.decode(token)[None] for token in prompt.reply]
         rows = {name: np.concatenate(parts) for name, parts in self.noted.items()}
         return {**rows, "head/logits": np.concatenate(logits)}
 

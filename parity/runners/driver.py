@@ -28,8 +28,8 @@ class Program(Protocol):
 
     cache_length: int
 
-    def empty_cache(self) -> dict[str, Tensor]:
-        """Cache tensors for a new session, by name."""
+    def empty_cache(self, rows: int) -> dict[str, Tensor]:
+        """Cache tensors for a new session of so many rows, by name."""
 
     def prefill_lengths(self, entry: str) -> Sequence[int] | None:
         """How many tokens a call of ``entry`` may take; ``None`` for any number."""
@@ -50,12 +50,14 @@ class Chunk:
     length: int
 
 
-def plan_chunks(tokens: int, lengths: Sequence[int], cache_length: int, *, whole: bool = False) -> list[Chunk]:
+def plan_chunks(
+    tokens: int, lengths: Sequence[int], cache_length: int, *, whole: bool = False, filled: int = 0
+) -> list[Chunk]:
     """How a prompt is fed through signatures of fixed ``lengths`` (decode, length 1, is always there).
 
-    Each step takes the shortest signature that holds the rest, or the longest when none does. A chunk whose padding
-    would run past the cache is not allowed: the runtime would silently move the whole slice back over earlier tokens. A
-    ``whole`` prompt is not cut.
+    The cache has ``cache_length`` slots, of which the first are ``filled`` already. Each step takes the shortest
+    signature that holds the rest, or the longest when none does. A chunk whose padding would run past the cache is not
+    allowed: the runtime would silently move the whole slice back over earlier tokens. A ``whole`` prompt is not cut.
 
     Raises:
         RungError: it does not fit the cache, or no signature holds it whole.
@@ -73,9 +75,10 @@ def plan_chunks(tokens: int, lengths: Sequence[int], cache_length: int, *, whole
     start = 0
     while start < tokens:
         rest = tokens - start
-        fitting = [length for length in available if start + length <= cache_length]
+        fitting = [length for length in available if filled + start + length <= cache_length]
         if not fitting:
-            raise RungError(f"a prompt of {tokens} tokens does not fit a cache of {cache_length}")
+            after = f" after {filled} others" if filled else ""
+            raise RungError(f"a prompt of {tokens} tokens{after} does not fit a cache of {cache_length}")
         length = next((length for length in fitting if length >= rest), fitting[-1])
         chunks.append(Chunk(start, min(rest, length), length))
         start += chunks[-1].count
@@ -97,24 +100,22 @@ class DrivenSession:
         self.given = SessionInputs()
         self.state: dict[str, Tensor] = {}
         self.position = 0
+        self.prompt = TokenizedPrompt("", (), ())
 
     def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:
+        self.prompt = prompt
         self.program = self.programs[shortest(self.programs, until)]
         self.given = session_inputs(self.config, prompt.prompt, prompt.media, until)
-        self.state = {**self.program.empty_cache(), **self.given.constant}
+        self.state = {**self.program.empty_cache(2 if prompt.beside else 1), **self.given.constant}
         self.position = 0
         rows = [self._encode(call) for call in self.given.calls]
         encoded = np.concatenate(rows) if rows else None
         if encoded is not None:
             self.state["encoded"] = encoded[None]
-        entry = self.given.prefill or "decode"
-        lengths = self.program.prefill_lengths(entry) if self.given.prefill else ()
-        lengths = (len(prompt.prompt),) if lengths is None else lengths
-        pieces = [
-            self._take(entry if chunk.length > 1 else "decode", prompt.prompt, chunk)
-            for chunk in plan_chunks(len(prompt.prompt), lengths, self.program.cache_length, whole=self.given.whole)
-        ]
-        return Prefilled(np.concatenate(pieces), encoded)
+        return Prefilled(self._take_all(prompt.prompt, whole=self.given.whole), encoded)
+
+    def extend(self, tokens: Sequence[int]) -> Logits:
+        return self._take_all(tokens)
 
     def decode(self, token: int) -> Logits:
         logits: Logits = self._take("decode", [token], Chunk(0, 1, 1))[0]
@@ -127,17 +128,29 @@ class DrivenSession:
         self.state |= made
         return encoded
 
+    def _take_all(self, tokens: Sequence[int], *, whole: bool = False) -> Logits:
+        """Logits of the tokens, in as many calls as it takes."""
+        entry = self.given.prefill or "decode"
+        lengths = self.program.prefill_lengths(entry) if self.given.prefill else ()
+        lengths = (len(tokens),) if lengths is None else lengths
+        lengths = lengths if self.prompt.through is None else self.prompt.through
+        chunks = plan_chunks(len(tokens), lengths, self.program.cache_length, whole=whole, filled=self.position)
+        return np.concatenate([self._take(entry if chunk.length > 1 else "decode", tokens, chunk) for chunk in chunks])
+
     def _take(self, entry: str, tokens: Sequence[int], chunk: Chunk) -> Logits:
         """Logits of the chunk's real tokens. Padding leaves nothing visible behind."""
         end = self.position + chunk.length
         if end > self.program.cache_length:
             raise RungError(f"position {end} is past the cache of {self.program.cache_length}")
-        padded = [*tokens[chunk.start : chunk.start + chunk.count], *[0] * (chunk.length - chunk.count)]
+        rows = [tokens[chunk.start : chunk.start + chunk.count]]
+        if self.prompt.beside:
+            rows.insert(1 - self.prompt.row, self.prompt.beside[self.position : self.position + chunk.count])
+        padded = [[*row, *[0] * (chunk.length - chunk.count)] for row in rows]
         known = {name: _cut(value, self.position, end) for name, value in self.given.per_position.items()}
         positions = np.arange(self.position, end, dtype=np.int32)
-        tensors = {**self.state, **known, "tokens": np.asarray([padded], np.int32), "input_pos": positions}
+        tensors = {**self.state, **known, "tokens": np.asarray(padded, np.int32), "input_pos": positions}
         made = self._call(entry, chunk.length, tensors)
-        logits: Logits = made.pop("logits")[0, : chunk.count]
+        logits: Logits = made.pop("logits")[self.prompt.row, : chunk.count]
         self.state |= made
         self.position += chunk.count
         return logits

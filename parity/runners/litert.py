@@ -31,6 +31,7 @@ class LiteRT:
     config: ModelConfig
     threads: int
     end_tokens: frozenset[int] = frozenset()
+    one_row: bool = True
 
     @contextmanager
     def open(self) -> Iterator[DrivenSession]:
@@ -61,7 +62,9 @@ class LiteRTProgram:
         }
         self.cache_length = int(self._cache["kv_cache_k_0"].shape[1])
 
-    def empty_cache(self) -> dict[str, Tensor]:
+    def empty_cache(self, rows: int) -> dict[str, Tensor]:
+        if rows != 1:
+            raise RungError(f"an exported file takes one row, not {rows}")
         return dict(self._cache)
 
     def prefill_lengths(self, entry: str) -> Sequence[int]:

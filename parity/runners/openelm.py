@@ -48,8 +48,11 @@ class OpenELMSession:
         return Prefilled(self._run(prompt.prompt))
 
     def decode(self, token: int) -> Logits:
-        logits: Logits = self._run([token])[0]
+        logits: Logits = self.extend([token])[0]
         return logits
+
+    def extend(self, tokens: Sequence[int]) -> Logits:
+        return self._run(tokens)
 
     def _run(self, tokens: Sequence[int]) -> Logits:
         import torch

@@ -19,6 +19,8 @@ from parity.trace import Logits
 class Original:
     """The model that transformers builds from ``folder``. No pickles, nothing from the network.
 
+    It knows nothing of how a prompt is to be driven: a prompt goes in one piece, each row of a batch by itself.
+
     ``remote_code`` lets a model that transformers lacks run the code published with it; a reference of this project
     stands in where that code does not run.
     """
@@ -27,6 +29,7 @@ class Original:
     precision: Literal["float32", "float64"] = "float32"
     threads: int = 1
     remote_code: bool = False
+    one_row: bool = False
 
     @property
     def name(self) -> str:
@@ -119,8 +122,11 @@ class OriginalSession:
         return Prefilled(self.start(prompt.prompt))
 
     def decode(self, token: int) -> Logits:
-        logits: Logits = self._run([token])[0]
+        logits: Logits = self.extend([token])[0]
         return logits
+
+    def extend(self, tokens: Sequence[int]) -> Logits:
+        return self._run(tokens)
 
     def start(self, tokens: Sequence[int], **given: Any) -> Logits:
         """Start over with ``tokens`` and what else the model takes along with them; logits ``[T, V]``."""
@@ -158,8 +164,11 @@ class EncoderDecoderOriginal:
         return Prefilled(self._run(prompt.prompt), self.encoded.last_hidden_state[0].numpy())
 
     def decode(self, token: int) -> Logits:
-        logits: Logits = self._run([token])[0]
+        logits: Logits = self.extend([token])[0]
         return logits
+
+    def extend(self, tokens: Sequence[int]) -> Logits:
+        return self._run(tokens)
 
     def _run(self, tokens: Sequence[int]) -> Logits:
         import torch
@@ -206,6 +215,9 @@ class ImageTextOriginal:
 
     def decode(self, token: int) -> Logits:
         return self.text.decode(token)
+
+    def extend(self, tokens: Sequence[int]) -> Logits:
+        return self.text.extend(tokens)
 
 
 def session_of(model: Any) -> Session:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reauthored:
-    """The family's model with the weights of ``folder``; prefill takes the prompt in one piece."""
+    """The family's model with the weights of ``folder``; prefill takes a prompt in one piece, unless that says how."""
 
     family: str
     folder: Path
@@ -24,6 +24,7 @@ class Reauthored:
     threads: int = 1
     end_tokens: frozenset[int] = frozenset()
     name: str = "reauthored"
+    one_row: bool = False
 
     @contextmanager
     def open(self) -> Iterator[DrivenSession]:
@@ -46,8 +47,8 @@ class TorchProgram:
         self.model = model
         self.cache_length = cache_length
 
-    def empty_cache(self) -> dict[str, Tensor]:
-        return {name: tensor.numpy() for name, tensor in self.model.empty_cache(self.cache_length).items()}
+    def empty_cache(self, rows: int) -> dict[str, Tensor]:
+        return {name: tensor.numpy() for name, tensor in self.model.empty_cache(self.cache_length, rows).items()}
 
     def prefill_lengths(self, entry: str) -> None:  # noqa: ARG002  (any number of tokens, whatever the entry point)
         return

@@ -116,7 +116,9 @@ class StagedProgram:
         self.course = course
         self.cache_length = stages.cache_length
 
-    def empty_cache(self) -> dict[str, Tensor]:
+    def empty_cache(self, rows: int) -> dict[str, Tensor]:
+        if rows != 1:
+            raise RungError("stages are compared on one row; leave the other rows of the batch out")
         return self.stages.empty_cache()
 
     def prefill_lengths(self, entry: str) -> Sequence[int] | None:
@@ -137,13 +139,22 @@ class StagedProgram:
 
 
 def walk(config: ModelConfig, models: Sequence[Stages], prompt: TokenizedPrompt, observe: Observer) -> Iterator[None]:
-    """Take a prompt and its forced continuation through the stages; yields after every token that was taken."""
+    """Take a prompt and what is forced after it through the stages; yields after every call for some of it.
+
+    A second turn counts as decoding: it goes on with a filled cache.
+    """
     course = Course(observe)
     session = DrivenSession(config, [StagedProgram(stages, course) for stages in models])
     session.prefill(prompt, prompt.until(0))
     yield
     course.phase = "decode"
     for token in prompt.continuation:
+        session.decode(token)
+        yield
+    if prompt.turn:
+        session.extend(prompt.turn)
+        yield
+    for token in prompt.reply:
         session.decode(token)
         yield
 
@@ -302,7 +313,7 @@ class FileCalls:
         self.given = given
 
     def empty_cache(self) -> dict[str, Tensor]:
-        return self.program.empty_cache()
+        return self.program.empty_cache(1)
 
     def prefill_lengths(self, entry: str) -> Sequence[int]:
         return self.program.prefill_lengths(entry)

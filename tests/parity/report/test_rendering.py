@@ -113,6 +113,30 @@ def failed_report(text: str = "no network") -> Report:
     return plain_report(rungs=[], generation=[], edges=edges, cause=text, prompt_set=prompts)
 
 
+def situated_report(**changed: Any) -> Report:
+    """A run of situations: one fails on the float rung, one does not apply to it, one not to the model."""
+    counts = {"short": (7, 224), "window": (5, 54), "batch": (4, 116)}
+    edges = []
+    for edge in plain_report().edges:
+        held = edge.candidate != "dynamic_int8"
+        found: dict[str, Any] = {
+            name: {"prompts": n, **figures(kl_mean=0.25), "positions": m, "verdict": "PASS" if held else None}
+            for name, (n, m) in counts.items()
+        }
+        if edge.candidate == "float":
+            found["window"] |= {"floor_ratio": 4321.0, "verdict": "FAIL", "cause": "floor_ratio 4321, limit 8.0"}
+        if edge.candidate in ("float", "dynamic_int8"):
+            found["batch"] = {"verdict": None, "cause": "an exported file takes one row"}
+        edges.append(replace(edge, situations=found))
+    prompts = {
+        **plain_report().prompt_set,
+        "name": "all",
+        "situations": {name: {"prompts": n, "positions": m} for name, (n, m) in counts.items()},
+        "left_out": {"turns": "a prompt goes in one call"},
+    }
+    return plain_report(**{"edges": edges, "prompt_set": prompts} | changed)
+
+
 def hostile_report(text: str) -> Report:
     """``text`` wherever a report holds any."""
     edges = [
@@ -122,6 +146,7 @@ def hostile_report(text: str) -> Report:
             verdict=verdict,
             metrics=figures(),
             limits={"kl_mean": 0.1, text: 1.0},
+            situations={text: {"verdict": text, "cause": text, "kl_mean": text}, f"{text}4": {"cause": text}},
             first_divergent_stage=text,
             cause=text,
         )
@@ -133,7 +158,14 @@ def hostile_report(text: str) -> Report:
         model=text,
         family=text,
         weights={"kind": text, "path": text, "sha256": text, "revision": text},
-        prompt_set={"name": text, "sha256": text, "prompts": 7, "positions": 224},
+        prompt_set={
+            "name": text,
+            "sha256": text,
+            "prompts": 7,
+            "positions": 224,
+            "situations": {text: {"prompts": text, "positions": 4}, "other": text},
+            "left_out": {text: text},
+        },
         rungs=[RungRecord(name=text, artifact={"weights": {text: 5}, "exceptions": exceptions})],
         edges=edges,
         generation=[{"rung": text, "matches": 1, "of": 2, "first_difference": difference}],
@@ -326,6 +358,50 @@ def test_a_run_without_figures_renders_everywhere() -> None:
     assert "the run" in to_markdown([replace(failed_report(), edges=[])])
     row = next(line for line in printed(render, failed_report(), 120).split("\n") if line.startswith("float"))
     assert set(row.split()) == {"float", "ERROR", DASH}
+
+
+def test_situations_have_a_row_each() -> None:
+    """Situations down, what fails first; rungs across, by the figure that judges them; what does not apply is said."""
+    report = situated_report()
+    for width in (80, 120):
+        output = printed(render, report, width)
+        assert_tame(output, width)
+        below = output[output.index("situation ") :].split("\n")
+        rows = [line.split() for line in below[2:5]]
+        assert rows == [
+            ["window", "5", "54", "0.50", "4321", "0.250"],
+            ["short", "7", "224", "0.50", "0.50", "0.250"],
+            ["batch", "4", "116", "0.50", DASH, DASH],
+        ]
+        for sentence in (
+            "turns: a prompt goes in one call",
+            "batch on float, dynamic_int8: an exported file takes one",
+        ):
+            assert squeezed(sentence) in squeezed(output)
+    assert "\x1b[1;31m4321" in printed(render, report, 120, colour=True)
+    markdown = to_markdown([report])
+    assert "| `window` | 5 | 54 | 0.50 | **4321** | 0.250 |" in markdown
+    assert "| `batch` | 4 | 116 | 0.50 | — | — |" in markdown
+    page = to_html([report])
+    assert '<td class="figure broken">4321</td>' in page
+    assert "batch on float, dynamic_int8: an exported file takes one row" in Page(page).text
+
+
+def test_a_plain_prompt_set_has_no_rows_of_situations() -> None:
+    """Its report is what it always was."""
+    for output in everything([plain_report()]):
+        assert "situation" not in output
+
+
+def test_situations_survive_being_saved(tmp_path: Path) -> None:
+    """What is read back renders as what was written, with situations that are not what they should be as well."""
+    write_json([situated_report()], tmp_path / "run.json")
+    again = read_json(tmp_path / "run.json")
+    assert printed(render, again[0], 100) == printed(render, situated_report(), 100)
+    for wrong in ([], "text", {"window": "text"}, {"window": None}, None):
+        edges = [replace(edge, situations=wrong) for edge in situated_report().edges]
+        for output in everything([situated_report(edges=edges)]):
+            assert "FAIL" in output
 
 
 def test_a_run_of_no_models_is_an_error_everywhere() -> None:

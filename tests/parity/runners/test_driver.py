@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from models import registry
 from models.authoring.hf_config import HFConfig
 from models.authoring.session import EncoderCall, SessionInputs
 from parity.errors import RungError
-from parity.inputs import TokenizedPrompt
+from parity.inputs import Inputs, TokenizedPrompt
 from parity.runners import driver
+from parity.runners.base import _answer, record
 from parity.runners.driver import DrivenSession, Tensor
+from parity.runners.litert import LiteRT, LiteRTProgram
 
 MODEL = registry.get("smollm-135m")
 CONFIG = MODEL.family.config_from(HFConfig(MODEL.preset.values(tiny=True), MODEL.name))
@@ -28,8 +31,8 @@ class Tape:
         self.calls: list[tuple[str, dict[str, Tensor]]] = []
         self._shapes, self._lengths = shapes, lengths
 
-    def empty_cache(self) -> dict[str, Tensor]:
-        return {"kv_cache_k_0": np.zeros(1)}
+    def empty_cache(self, rows: int) -> dict[str, Tensor]:
+        return {"kv_cache_k_0": np.zeros(rows)}
 
     def prefill_lengths(self, entry: str) -> Sequence[int] | None:  # noqa: ARG002
         return self._lengths
@@ -41,8 +44,11 @@ class Tape:
         self.calls.append((entry, tensors))
         if entry.startswith("encode"):
             return {"encoded": tensors["source"][..., None] * [1.0, 2.0], "cross_k_0": np.asarray([7.0])}
-        logits = np.repeat(tensors["input_pos"][None, :, None], 3, axis=2).astype(float)
-        assert logits.shape[1] == length
+        rows, count = tensors["tokens"].shape
+        # A second row's answers are a thousand off, so that it is seen whose they are.
+        logits = np.broadcast_to(tensors["input_pos"][None, :, None], (rows, count, 3)).astype(float)
+        logits = logits + 1000.0 * np.arange(rows)[:, None, None]
+        assert count == length
         return {"logits": logits, "kv_cache_k_0": tensors["kv_cache_k_0"] + 1}
 
 
@@ -154,3 +160,79 @@ def test_what_does_not_fit_is_an_error_that_names_it(monkeypatch) -> None:
     running.prefill(prompt(4), 4)
     with pytest.raises(RungError, match="position 5 is past the cache of 4"):
         running.decode(1)
+
+
+def given(tape: Tape) -> list[tuple[str, list[list[int]], int]]:
+    """Every call: its entry point, the tokens of its rows, and where it begins."""
+    return [(entry, tensors["tokens"].tolist(), int(tensors["input_pos"][0])) for entry, tensors in tape.calls]
+
+
+@pytest.mark.parametrize("lengths", [(4, 8), None])
+def test_a_prompt_goes_through_the_prefills_it_names(monkeypatch, lengths) -> None:
+    """Only through those, even where there are others or any number of tokens could go at once; or token by token."""
+    tape = Tape(TEXT, lengths=lengths)
+    session(monkeypatch, tape, SessionInputs()).prefill(replace(prompt(6), through=(4,)), 12)
+    assert given(tape) == [("prefill", [[10, 11, 12, 13]], 0), ("prefill", [[14, 15, 0, 0]], 4)]
+    tape = Tape(TEXT, lengths=lengths)
+    logits = session(monkeypatch, tape, SessionInputs()).prefill(replace(prompt(3), through=()), 12).logits
+    assert given(tape) == [("decode", [[token]], at) for at, token in enumerate((10, 11, 12))]
+    assert logits[:, 0].tolist() == [0, 1, 2]
+
+
+def test_a_second_turn_goes_on_where_the_first_ended(monkeypatch) -> None:
+    """Prompt, continuation, second turn in several tokens on the same cache, reply; answers in the order of phases."""
+    tape = Tape(TEXT)
+    asked = TokenizedPrompt("p", (1, 2, 3), (4, 5), turn=(6, 7, 8, 9, 10), reply=(11,), generates=False)
+    *_, trace = _answer(session(monkeypatch, tape, SessionInputs()), asked, 8)
+    assert given(tape) == [
+        ("prefill", [[1, 2, 3, 0]], 0),
+        ("decode", [[4]], 3),
+        ("decode", [[5]], 4),
+        ("prefill", [[6, 7, 8, 9, 10, 0, 0, 0]], 5),
+        ("decode", [[11]], 10),
+    ]
+    assert [tensors["kv_cache_k_0"].item() for _, tensors in tape.calls] == [0, 1, 2, 3, 4]
+    assert trace.prefill[:, 0].tolist() == [0, 1, 2, 5, 6, 7, 8, 9]
+    assert trace.decode[:, 0].tolist() == [3, 4, 10]
+    assert trace.generated == ()
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_rows_of_a_batch_go_together_and_one_is_answered(monkeypatch, row) -> None:
+    """The other row has its own tokens at every position, its own padding and cache; only ``row`` is compared."""
+    tape = Tape(TEXT)
+    asked = TokenizedPrompt("p", (1, 2, 3), (4, 5), beside=(21, 22, 23, 24, 25), row=row, generates=False)
+    *_, trace = _answer(session(monkeypatch, tape, SessionInputs()), asked, 8)
+    ours, others = [[1, 2, 3, 0], [4], [5]], [[21, 22, 23, 0], [24], [25]]
+    pairs = [list(pair) if row == 0 else list(pair)[::-1] for pair in zip(ours, others, strict=True)]
+    assert [tokens for _, tokens, _ in given(tape)] == pairs
+    assert tape.calls[0][1]["kv_cache_k_0"].shape == (2,)
+    assert trace.prefill[:, 0].tolist() == [1000 * row + at for at in range(3)]
+    assert trace.decode[:, 0].tolist() == [1000 * row + 3, 1000 * row + 4]
+
+
+def test_an_exported_file_is_given_no_batch(tmp_path) -> None:
+    """Of a set it is given the other prompts; a set of batches alone is an error, never an empty pass."""
+    inputs = Inputs("batch", "batch", "0", "0", (replace(prompt(3), beside=(1, 2, 3)), replace(prompt(2), id="q")))
+    assert [one.id for one in inputs.one_row.prompts] == ["q"]
+    only = replace(inputs, prompts=inputs.prompts[:1])
+    with pytest.raises(RungError, match="float takes one row and all prompts of batch are batches; leave the rung out"):
+        record(LiteRT("float", (), CONFIG, 1), only, tmp_path, generate=8)
+    with pytest.raises(RungError, match="an exported file takes one row, not 2"):
+        LiteRTProgram.empty_cache(None, 2)
+
+
+def test_a_cache_is_filled_to_its_last_slot_and_no_further(monkeypatch) -> None:
+    """Padding that ends with the cache is taken, decode writes its slots; a turn that does not fit is refused."""
+    tape = Tape(TEXT, slots=8)
+    running = session(monkeypatch, tape, SessionInputs())
+    running.prefill(prompt(7), 8)
+    assert running.decode(1).tolist() == [7, 7, 7]
+    assert given(tape) == [("prefill", [[*range(10, 17), 0]], 0), ("decode", [[1]], 7)]
+    with pytest.raises(RungError, match="a prompt of 2 tokens after 8 others does not fit a cache of 8"):
+        running.extend([1, 2])
+    tape = Tape(TEXT, slots=8)
+    running = session(monkeypatch, tape, SessionInputs())
+    running.prefill(prompt(3), 8)
+    running.extend([1, 2, 3, 4, 5])  # a call of eight would be padded past the end, one of four begins too late
+    assert given(tape)[1:] == [("prefill", [[1, 2, 3, 4]], 3), ("decode", [[5]], 7)]
