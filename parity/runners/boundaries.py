@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.authoring.model import cross_names
+from models.authoring.session import Tensors
 from parity import isolated
 from parity.compare.bisect import Measurements, Phase, Place, Tally, compare_rows
 from parity.errors import RungError
@@ -86,13 +86,14 @@ class Tap:
 
     def __init__(self) -> None:
         self.fed: Rows | None = None
+        self.media: Tensors = {}
         self.noted: dict[str, list[NDArray[Any]]] = defaultdict(list)
         #: What is made once a prompt, by an encoder.
         self.encoded: set[str] = set()
 
     def run(self, session: Session, prompt: TokenizedPrompt, fed: Rows | None = None) -> Rows:
         """The prompt and what is forced after it; the rows of every boundary."""
-        self.fed = fed
+        self.fed, self.media = fed, prompt.media
         self.noted.clear()
         logits = [session.prefill(prompt, prompt.until(0)).logits]
         if isinstance(session, EncoderDecoderOriginal):
@@ -125,6 +126,8 @@ class Tap:
 
     def _note_cross(self, cache: Any) -> None:
         """Keys and values ``[1, N, S, H]`` that the decoder keeps of what was encoded."""
+        from models.authoring.model import cross_names
+
         for i, layer in enumerate(cache.cross_attention_cache.layers):
             for name, value in zip(cross_names(i), (layer.keys, layer.values), strict=True):
                 key = f"cross_{i}/{name}"
@@ -163,14 +166,14 @@ class _Point:
     given: bool = False
     field: str | None = None
     encoded: bool = False
-    order: Callable[[], Any] = lambda: None
+    order: Callable[[Tensors], Tensor | None] = lambda _: None
 
 
 def _attach(point: _Point, tap: Tap) -> Any:
     name = f"{point.stage}/{point.tensor}"
 
     def passed(value: Tensor) -> Tensor:
-        return tap.pass_on(name, value, point.order(), encoded=point.encoded)
+        return tap.pass_on(name, value, point.order(tap.media), encoded=point.encoded)
 
     def before(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if positional:
@@ -222,19 +225,13 @@ def _windowed(tower: Any) -> Iterator[_Point]:
     import torch
     from transformers.vision_utils import get_vision_window_index
 
-    seen: dict[str, Any] = {}
-
-    def look(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen["grids"] = named["grid_thw"] if "grid_thw" in named else positional[1]
-
-    def order() -> Any:
-        windows, _ = get_vision_window_index(
-            seen["grids"], tower.spatial_merge_size, tower.window_size, tower.patch_size
-        )
+    def order(media: Tensors) -> Tensor:
+        grids = torch.tensor(media["image_grid_thw"])
+        windows, _ = get_vision_window_index(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)
         square = tower.spatial_merge_size**2
-        return (windows[:, None] * square + torch.arange(square)).flatten()
+        patches: Tensor = (windows[:, None] * square + torch.arange(square)).flatten()
+        return patches
 
-    tower.register_forward_pre_hook(look, with_kwargs=True)
     yield _Point(stage="stem", module=tower.patch_embed, encoded=True)
     for i, block in enumerate(tower.blocks):
         yield _Point(stage=f"vision_{i}", module=block, encoded=True, order=order)

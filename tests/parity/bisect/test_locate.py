@@ -1,0 +1,130 @@
+"""What a check does about a failing rung: which are bisected, what the others inherit, and what stands in the way."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from parity.bisect.bisector import Found
+from parity.bisect.locate import Locator
+from parity.compare.bisect import Bisection, StageErrors
+from parity.compare.verdict import Edge, Verdict, furthest_off
+from parity.errors import RungError
+from parity.ladder import Rung
+from parity.runners.base import Recorded
+from parity.trace import PromptTrace, Trace
+
+
+def trace(**errors: float) -> Trace:
+    """Two prompts, each off by so much."""
+    rows = np.ones((2, 3))
+    return Trace({name: PromptTrace(rows + errors.get(name, 0.0), rows) for name in ("one", "two")})
+
+
+class Log(Locator):
+    """Finds what it is told to, and keeps which rungs were bisected on which prompt."""
+
+    def __init__(self, found: Found | Exception, *, original: bool = True) -> None:
+        super().__init__("phi-2", original=original)
+        self.found = found
+        self.bisected: list[tuple[str, str]] = []
+
+    def _bisect(self, name: str, prompt: str, ladder: Any) -> Found:  # noqa: ARG002
+        self.bisected.append((name, prompt))
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+    def judge(self, name: str, *verdicts: Verdict, outputs: tuple[str, ...] = ("logits",)) -> list[Edge]:
+        edges = [
+            Edge(reference="original64", candidate=name, output=cast("Any", output), verdict=verdict, cause="off")
+            for output, verdict in zip(outputs, verdicts, strict=True)
+        ]
+        recorded = None if Verdict.ERROR in verdicts else Recorded(trace(one=0.1, two=0.2), 0.0, 0.0, "")
+        return self.locate(Rung(name, recorded), edges, trace(), cast("Any", SimpleNamespace()))
+
+
+def found(*bad: tuple[str, str]) -> Found:
+    figures = {"entering": 0.0, "own": 1.0, "leaving": 1.0, "floor": 1.0, "limit": 8.0}
+    rows = tuple(StageErrors(stage=stage, phase=cast("Any", phase), bad=True, **figures) for phase, stage in bad)
+    return Found(Bisection(rung="", reference="", prompts=(), stages=rows, remark="look there"))
+
+
+PASS, FAIL, ERROR = Verdict.PASS, Verdict.FAIL, Verdict.ERROR
+BLOCK = found(("prefill", "block_1"))
+
+
+def test_the_worst_prompt_is_taken() -> None:
+    assert furthest_off(trace(), trace(one=0.1, two=-0.2)) == "two"
+    log = Log(BLOCK)
+    (edge,) = log.judge("reauthored", FAIL)
+    assert log.bisected == [("reauthored", "two")]
+    assert (edge.first_divergent_stage, edge.verdict) == ("block_1", FAIL)
+    assert edge.cause == "off; look there (on prompt two)"
+
+
+def test_what_passes_is_left_alone() -> None:
+    log = Log(BLOCK)
+    (edge,) = log.judge("reauthored", PASS)
+    assert log.bisected == []
+    assert (edge.first_divergent_stage, edge.cause) == (None, "off")
+
+
+def test_a_rung_is_bisected_only_if_the_one_before_it_passed() -> None:
+    """Otherwise it inherits the stage: all that follow, from the first that is off."""
+    log = Log(BLOCK)
+    stages = [log.judge(name, FAIL)[0].first_divergent_stage for name in ("reauthored", "float", "fp16")]
+    assert stages == ["block_1"] * 3
+    assert log.bisected == [("reauthored", "two")]
+
+
+@pytest.mark.parametrize(
+    "before", [[], [("reauthored", PASS)], [("reauthored", PASS), ("float", PASS)], [("float", PASS)]]
+)
+def test_a_recipe_is_bisected_where_all_before_it_are_sound_or_not_run(before) -> None:
+    log = Log(BLOCK)
+    for name, verdict in before:
+        log.judge(name, verdict)
+    assert log.judge("fp16", FAIL)[0].first_divergent_stage == "block_1"
+    assert log.bisected == [("fp16", "two")]
+
+
+def test_nothing_is_known_behind_a_rung_that_could_not_be_run() -> None:
+    log = Log(BLOCK)
+    log.judge("reauthored", ERROR)
+    (edge,) = log.judge("float", FAIL)
+    assert edge.first_divergent_stage is None
+    assert "reauthored could not be run" in str(edge.cause)
+    assert log.bisected == []
+
+
+@pytest.mark.parametrize("error", [RungError("it crashed"), ValueError("a bug")])
+def test_what_keeps_the_stage_from_being_found_is_said_and_changes_no_verdict(error) -> None:
+    (edge,) = Log(error).judge("float", FAIL)
+    assert (edge.verdict, edge.first_divergent_stage) == (FAIL, None)
+    assert edge.cause == f"off; the stage could not be found: {error}"
+
+
+def test_without_the_original_only_files_are_bisected() -> None:
+    log = Log(BLOCK, original=False)
+    (edge,) = log.judge("reauthored", FAIL)
+    assert edge.first_divergent_stage is None
+    assert edge.cause == 'off; run "parity bisect phi-2" with the original to find the stage'
+    assert log.bisected == []
+    log = Log(BLOCK, original=False)
+    log.judge("reauthored", PASS)
+    assert log.judge("float", FAIL)[0].first_divergent_stage == "block_1"
+
+
+def test_an_encoder_is_blamed_on_its_own_stages_only() -> None:
+    """What the decoder does later cannot have been the encoder's fault; the other way round it can."""
+    outputs = ("encoder", "logits")
+    edges = Log(found(("encode", "vision_1"), ("prefill", "block_0"))).judge("float", FAIL, FAIL, outputs=outputs)
+    assert [edge.first_divergent_stage for edge in edges] == ["vision_1", "vision_1"]
+    edges = Log(BLOCK).judge("float", FAIL, FAIL, outputs=outputs)
+    assert [edge.first_divergent_stage for edge in edges] == [None, "block_1"]
+    edges = Log(BLOCK).judge("float", PASS, FAIL, outputs=outputs)
+    assert [edge.first_divergent_stage for edge in edges] == [None, "block_1"]
