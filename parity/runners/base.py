@@ -137,7 +137,7 @@ def answer(
     prompts = {}
     with runner.open() as session:
         for prompt in inputs.prompts:
-            for result in _answer(session, prompt, steps[prompt.id], guide[prompt.id] if guide else None):
+            for result in _answer(session, prompt, generate, None if guide is None else guide[prompt.id]):
                 done += 1
                 progress(done, total)
                 prompts[prompt.id] = result
@@ -148,7 +148,9 @@ def _answer(
     session: Session, prompt: TokenizedPrompt, generate: int, guide: Sequence[int] | None
 ) -> Iterator[PromptTrace]:
     """Teacher forcing, then greedy generation. Yields after every call of the model; the last one is complete."""
+    # Not of the guide's length: frequencies may depend on how long a session gets, and must not on what was said.
     until = prompt.until(generate)
+    steps = generate * prompt.generates if guide is None else len(guide)
     prefill, encoded = session.prefill(prompt, until)
     decoded: list[Logits] = []
     empty = np.empty((0, prefill.shape[-1]), prefill.dtype)
@@ -164,7 +166,7 @@ def _answer(
         yield PromptTrace(prefill, empty)
     forced = PromptTrace(prefill, np.stack(decoded) if decoded else empty, encoded=encoded)
     yield forced
-    if not (generate and prompt.generates):
+    if not steps:
         return
     taken: list[Steps] = []
     logits = session.prefill(prompt, until).logits[-1]
@@ -172,7 +174,7 @@ def _answer(
         step = _choose(logits, session.end_tokens, f"generated token {len(taken)} of prompt {prompt.id}")
         taken.append(step)
         yield replace(forced, steps=_joined(taken))
-        if len(taken) == generate or (guide is None and step.ends[0]):
+        if len(taken) == steps or (guide is None and step.ends[0]):
             return
         logits = session.decode(step.chosen[0] if guide is None else guide[len(taken) - 1])
 

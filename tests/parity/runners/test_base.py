@@ -25,9 +25,11 @@ class Counter:
         self.end_tokens = frozenset(end_tokens)
         self.broken_at = broken_at
         self.given: list[int] = []
+        self.until = 0
 
-    def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002
+    def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:
         self.given = []
+        self.until = until
         return Prefilled(np.stack([self.after(token) for token in prompt.prompt]))
 
     def decode(self, token: int) -> Logits:
@@ -72,6 +74,15 @@ def test_a_guided_rung_says_what_it_would_choose() -> None:
     assert session.given == [3, 4, 0]
     assert steps.chosen == (3, 4, 5, 1)
     assert steps.ends.tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("guide", [None, (), (3,), (3, 4, 5, 6)])
+def test_a_session_is_as_long_as_it_could_get(guide: Sequence[int] | None) -> None:
+    """However soon the text that leads it ends: what a model computes may depend on how long its session gets."""
+    session = Counter((4,))
+    steps = answer(session, 4, guide).steps
+    assert len(steps) == (2 if guide is None else len(guide))
+    assert session.until == len(PROMPT.prompt) + 4
 
 
 def test_without_generation_there_are_no_steps() -> None:
