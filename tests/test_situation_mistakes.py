@@ -106,13 +106,13 @@ MISTAKES = (
         ("short", "long", "signatures", "edges", "beyond", "turns", "repeated"),
     ),
     Mistake(
-        "a window that begins with the chunk",
+        "a window is one short in every call of prefill but the first",
         "gemma-2-2b",
         MASK,
         "slots[None, :] > positions[:, None] - window",
         "slots[None, :] > positions[:, None] - window + ((positions[0] > 0) & (len(positions) > 1))",
         "window",
-        ("short", "long", "batch", "repeated", "special"),
+        ("short", "long", "repeated", "special"),
     ),
 )
 
