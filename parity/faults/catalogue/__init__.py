@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from models import registry
 from models.registry import Model
-from parity.faults.fault import Fault
+from parity.faults.fault import Fault, Group
 
 #: One preset of every architecture, and of every rule for positions, that differs in more than sizes.
 SUBJECTS = (
@@ -34,11 +35,14 @@ def faults() -> Iterator[Fault]:
         positions,
         quantization,
         runtime,
+        situations,
         weights,
     )
 
-    for group in (weights, positions, masks, arithmetic, encoders, conversion, quantization, runtime):
-        yield from group.FAULTS
+    tables = (weights, positions, masks, arithmetic, encoders, conversion, quantization, runtime, situations)
+    known = [fault for table in tables for fault in table.FAULTS]
+    for group in get_args(Group):
+        yield from (fault for fault in known if fault.group == group)
 
 
 def subjects() -> list[Model]:

@@ -102,9 +102,9 @@ FAULTS = (
         rewrites=(
             Rewrite(
                 BASE,
-                "return Recorded(Trace.load(path),",
+                "return Recorded(inputs, Trace.load(path),",
                 'path = folder / "original64.safetensors" if runner.name == "reauthored" else path\n'
-                "    return Recorded(Trace.load(path),",
+                "    return Recorded(inputs, Trace.load(path),",
             ),
         ),
     ),
@@ -119,9 +119,9 @@ FAULTS = (
         rewrites=(
             Rewrite(
                 BASE,
-                "return Recorded(Trace.load(path),",
+                "return Recorded(inputs, Trace.load(path),",
                 'path = folder / "reauthored.safetensors" if runner.name == "float" else path\n'
-                "    return Recorded(Trace.load(path),",
+                "    return Recorded(inputs, Trace.load(path),",
             ),
         ),
     ),

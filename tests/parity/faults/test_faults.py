@@ -1,0 +1,164 @@
+"""Faults are planted in one run alone, through the real command line, and judged by what it says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from models import registry
+from parity.faults.catalogue import faults
+from parity.faults.catalogue.situations import FAULTS as OF_SITUATIONS
+from parity.faults.fault import Fault, Subject
+from parity.faults.matrix import to_markdown
+from parity.faults.planting import Rewrite, plant, planted
+from parity.faults.run import Finding, Outcome, judge, run, run_all
+
+KNOWN = {fault.name: fault for fault in faults()}
+LLAMA = Subject(registry.get("smollm-135m"))
+
+#: Of every group, of every rung that can be to blame, of every kind of model. `parity faults run` plants them all.
+SLICE = (
+    ("q and k swapped", "phi-2"),
+    ("gain without its one", "gemma-2-2b"),
+    ("fused rows interleaved", "qwen2.5-vl-3b"),
+    ("one layer loaded twice", "t5-small"),
+    ("head bias not built", "phi-2"),
+    ("scaling band the wrong way round", "llama-3.2-1b"),
+    ("attention factor missing", "phi-4-mini"),
+    ("position off by one in decode", "openelm-270m"),
+    ("axes of positions swapped", "qwen2.5-vl-3b"),
+    ("channels paired the other way", "moonshine-tiny"),
+    ("window off by one", "gemma-2-2b"),
+    ("prefix made causal", "paligemma-2-3b-224"),
+    ("cache slot off by one", "qwen2.5-0.5b"),
+    ("epsilon ten times as large", "smollm-135m"),
+    ("final soft-cap dropped", "gemma-2-2b"),
+    ("final norm missing", "t5-small"),
+    ("signature outputs swapped", "smollm-135m"),
+    ("fused attention without its scale", "smollm-135m"),
+    ("zero scale", "smollm-135m"),
+    ("one step for a whole matrix", "smollm-135m"),
+    ("tokens of another tokenizer", "smollm-135m"),
+    ("the reference's own numbers", "smollm-135m"),
+    ("rung skipped", "smollm-135m"),
+)
+
+
+@pytest.mark.parametrize(("name", "model"), SLICE, ids=[f"{name}, {model}" for name, model in SLICE])
+def test_a_planted_fault_is_caught_and_placed(name: str, model: str) -> None:
+    """The right exit code, the right rung to blame, the right stage."""
+    finding = run(KNOWN[name], Subject(registry.get(model)))
+    assert finding.outcome is Outcome.CAUGHT, finding
+
+
+@pytest.mark.parametrize("fault", OF_SITUATIONS, ids=lambda fault: fault.name)
+def test_a_situation_shows_what_plain_prompts_do_not(fault: Fault) -> None:
+    """Caught in its situation, missed without: which is why there are situations."""
+    names = ("llama-3.2-1b", "gemma-2-2b")
+    subject = next(subject for subject in map(Subject, map(registry.get, names)) if fault.at(subject) is not None)
+    finding = run(fault, subject)
+    assert finding.caught, finding
+    plain = run(replace(fault, arguments=()), subject)
+    assert plain.outcome is Outcome.MISSED, plain
+
+
+def test_planting_changes_one_run_and_nothing_else(tmp_path) -> None:
+    """The process that has the folder in front of its path computes something else; the next one does not."""
+    rewrite = Rewrite("models.layers.mask", "visible, 0.0, BLOCKED)[None, None]", "visible, 1.0, BLOCKED)[None, None]")
+    plant([rewrite], tmp_path)
+    program = (
+        "import torch; from models.layers.mask import causal_mask; print(causal_mask(torch.arange(1), 1).tolist())"
+    )
+
+    def printed(*path: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, *sys.path])}
+        return subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+        ).stdout.strip()
+
+    assert planted(tmp_path) == set()
+    assert printed(str(tmp_path)) == "[[[[1.0]]]]"
+    assert planted(tmp_path) == {"models.layers.mask"}
+    assert printed() == "[[[[0.0]]]]"
+
+
+def test_a_fault_that_no_longer_fits_stops_everything() -> None:
+    """It would be counted as missed, or worse, as caught."""
+    from parity.errors import ParityError
+
+    stale = replace(KNOWN["final norm missing"], rewrites=(Rewrite("models.layers.mask", "not there", "nor this"),))
+    with pytest.raises(ParityError, match="no longer has once"):
+        run_all([(stale, LLAMA)], 1, lambda _: pytest.fail("nothing may be run"))
+
+
+def edge(candidate: str, verdict: str = "PASS", stage: str | None = None, cause: str | None = None) -> dict[str, Any]:
+    return {
+        "candidate": candidate,
+        "verdict": verdict,
+        "first_divergent_stage": stage,
+        "cause": cause,
+        "limits": {"floor_ratio": 8.0},
+        "metrics": {"floor_ratio": 1.0 if verdict == "PASS" else 8000.0},
+    }
+
+
+FAILING, LYING = KNOWN["q and k swapped"], KNOWN["NaN in one position"]
+PHI = Subject(registry.get("phi-2"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "edges", "outcome"),
+    [
+        (FAILING, 1, [edge("reauthored", "FAIL", "block_0")], Outcome.CAUGHT),
+        (FAILING, 1, [edge("reauthored", "FAIL", "block_1")], Outcome.MISPLACED),
+        (FAILING, 1, [edge("reauthored", "FAIL")], Outcome.MISPLACED),
+        (FAILING, 0, [edge("reauthored")], Outcome.MISSED),
+        (FAILING, 0, [edge("reauthored", "FAIL", "block_0")], Outcome.MISSED),
+        (FAILING, 1, [edge("original", "FAIL"), edge("reauthored", "FAIL", "block_0")], Outcome.MISSED),
+        (FAILING, 3, [edge("reauthored", "ERROR", cause="a crash")], Outcome.CRASHED),
+        (FAILING, 3, [edge("reauthored", "FAIL", "block_0")], Outcome.CRASHED),
+        (LYING, 3, [edge("reauthored"), edge("float", "ERROR", cause="NaN or infinity at 1 of 3")], Outcome.CAUGHT),
+        (LYING, 3, [edge("reauthored"), edge("float", "ERROR", cause="killed by SIGSEGV")], Outcome.CRASHED),
+        (LYING, 1, [edge("reauthored"), edge("float", "FAIL", cause="NaN or infinity")], Outcome.MISSED),
+    ],
+)
+def test_only_the_right_blame_counts(fault: Fault, code: int, edges: list[dict[str, Any]], outcome: Outcome) -> None:
+    """A crash is not a catch, and neither is red in the wrong place."""
+    assert judge(fault, PHI, code, {"edges": edges, "cause": None}).outcome is outcome
+
+
+def test_the_matrix_tells_what_was_missed_and_what_was_misplaced() -> None:
+    """Nothing that went wrong is only a cell among hundreds."""
+    right = judge(FAILING, PHI, 1, {"edges": [edge("reauthored", "FAIL", "block_0")], "cause": None})
+    other = judge(FAILING, PHI, 1, {"edges": [edge("reauthored", "FAIL", "head")], "cause": None})
+    missed = replace(right, model="smollm-135m", outcome=Outcome.MISSED, exit_code=0)
+    page = to_markdown([FAILING], [right, missed], ["phi-2", "smollm-135m"])
+    assert "| q and k swapped | ✓ 3 | **missed** |" in page
+    assert "caught: 1 of 2" in page
+    assert "- q and k swapped in smollm-135m: missed, exit code 0." in page
+    page = to_markdown([FAILING], [other], ["phi-2"])
+    assert "| q and k swapped | ✓* 3 |" in page
+    assert "- q and k swapped: head instead of block_0 (1 model)" in page
+    assert "the right stage named: 0 of 1 (0.0 %)" in page
+
+
+def test_findings_survive_an_interruption(tmp_path, monkeypatch) -> None:
+    """What a file of findings has is not run again."""
+    from rich.console import Console
+
+    from parity.faults import commands
+    from parity.faults.run import save
+
+    found = Finding(fault=FAILING.name, model="phi-2", outcome=Outcome.CAUGHT, exit_code=1)
+    save([found], tmp_path / "findings")
+    asked: list[Any] = []
+    monkeypatch.setattr(commands, "run_all", lambda wanted, *_: asked.extend(wanted))
+    models = [registry.get("phi-2"), registry.get("t5-small")]
+    again = commands.carry_out([FAILING], models, tmp_path / "findings", Console(stderr=True))
+    assert again == [found]
+    assert [subject.model.name for _, subject in asked] == ["t5-small"]
