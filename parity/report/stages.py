@@ -173,11 +173,12 @@ class Plot:
             return min(max((math.log10(value) - first) / (last - first), 0.0), 1.0) if math.isfinite(value) else 1.0
 
         every = math.ceil(len(rows) / cls.LABELS)
-        first_bad = next((row for row in rows if row.bad), None)
+        # The name of the first bad stage is always there, and its neighbours' leave room for it.
+        bad = next((number for number, row in enumerate(rows) if row.bad), -every)
         points = [
             Point(
                 stage=shown(row.stage),
-                label=number % every == 0 or row is first_bad,
+                label=number == bad or (number % every == 0 and abs(number - bad) >= every),
                 x=(number + 0.5) / len(rows),
                 own=height(row.own),
                 leaving=height(row.leaving),
