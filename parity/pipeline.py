@@ -415,7 +415,8 @@ class _Findings:
         cause = copied(numbers, reference.trace.of(shared).digest, self.numbers, reference.floor)
         self.numbers.append(numbers)
         self.edges += denouncing(edges, cause)
-        self.generation.append(asdict(generation))
+        if generation.of:  # prompts made for situations are not generated from, and nothing of nothing is no result
+            self.generation.append(asdict(generation))
 
     def _numbers(self, rung: Rung, trace: Trace) -> Numbers:
         recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung.name), None)

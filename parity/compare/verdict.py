@@ -13,7 +13,7 @@ import numpy as np
 from models.authoring.stage import stage_of
 from parity.compare import sampling
 from parity.compare.generation import Generation
-from parity.compare.limits import FLOAT_RUNGS, Limit
+from parity.compare.limits import FLOAT_RUNGS, TAIL_POSITIONS, Limit
 from parity.compare.metrics import (
     PositionErrors,
     compare_positions,
@@ -261,6 +261,9 @@ def _too_few_prompts(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> str
     prompts = metrics["prompts"]
     if prompts < 2:
         return "one prompt says nothing about others; give two at least, better seven"
+    if any(limit.metric == "kl_p99" for limit in limits) and metrics["positions"] < TAIL_POSITIONS:
+        found = metrics["positions"]
+        return f"{found} positions have no worst one in a hundred; give prompts of {TAIL_POSITIONS} at least"
     for limit in (limit for limit in limits if limit.sampled):
         noticed = metrics["detectable"].get(limit.metric)
         if noticed is None or not noticed <= limit.room:
@@ -274,6 +277,8 @@ def _too_few_prompts(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> str
 
 
 def _beyond_doubt(metrics: Mapping[str, Any], limit: Limit) -> bool:
-    """Whether the whole interval of a figure is outside its limit."""
+    """Whether the whole interval of a figure is outside its limit; a figure that is no estimate has none."""
+    if not limit.sampled:
+        return True
     least, most = metrics["interval"].get(limit.metric, (-math.inf, math.inf))
     return bool(least > limit.most or most < limit.least)
