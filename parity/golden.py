@@ -59,7 +59,7 @@ class Recording:
         try:
             facts = dict(json.loads(self.sidecar.read_text(encoding="utf-8")))
             version, digest = facts["schema_version"], facts.pop("sha256")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise GoldenError(f"{self.sidecar} is not a recording's sidecar ({error}); record it again") from None
         if version != SCHEMA_VERSION:
             raise GoldenError(f"{self.sidecar} is of schema {version}, not {SCHEMA_VERSION}; record it again")

@@ -120,9 +120,9 @@ class DrivenSession:
     def _encode(self, call: EncoderCall) -> Logits:
         """The rows that one call makes ``[rows, D]``; what else it gives is kept."""
         made = self._call(call.entry, 0, dict(call.tensors))
-        encoded: Logits = made.pop("encoded")[0, : call.rows]
+        encoded = _taken(made, "encoded", call.entry)
         self.state |= made
-        return encoded
+        return encoded[: call.rows]
 
     def _take(self, entry: str, tokens: Sequence[int], chunk: Chunk) -> Logits:
         """Logits of the chunk's real tokens. Padding leaves nothing visible behind."""
@@ -134,10 +134,10 @@ class DrivenSession:
         positions = np.arange(self.position, end, dtype=np.int32)
         tensors = {**self.state, **known, "tokens": np.asarray([padded], np.int32), "input_pos": positions}
         made = self._call(entry, chunk.length, tensors)
-        logits: Logits = made.pop("logits")[0, : chunk.count]
+        logits = _taken(made, "logits", entry)
         self.state |= made
         self.position += chunk.count
-        return logits
+        return logits[: chunk.count]
 
     def _call(self, entry: str, length: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Call with exactly what the entry point takes, padded to its shapes."""
@@ -147,6 +147,15 @@ class DrivenSession:
                 raise RungError(f"{entry} takes {name}, which nothing gives it")
             given[name] = tensors[name] if shape is None else _padded(tensors[name], shape, f"{entry}: {name}")
         return self.program.call(entry, length, given)
+
+
+def _taken(made: dict[str, Tensor], name: str, entry: str) -> Logits:
+    """The rows of an output ``[1, rows, values]``, which is taken out of what a call made."""
+    if name not in made or made[name].ndim != 3 or len(made[name]) != 1:
+        found = f"of shape {list(made[name].shape)}" if name in made else "missing"
+        raise RungError(f"{entry}: {name} are {found}, expected one batch of rows; convert it again")
+    rows: Logits = made.pop(name)[0]
+    return rows
 
 
 def _cut(values: Tensor, start: int, end: int) -> Tensor:
