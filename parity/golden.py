@@ -62,7 +62,7 @@ class Recording:
         try:
             facts = dict(json.loads(self.sidecar.read_text(encoding="utf-8")))
             digest = facts.pop("sha256")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise GoldenError(f"{self.sidecar} is not a recording's sidecar ({error}); record it again") from None
         if digest != _digest(facts):
             raise GoldenError(f"{self.sidecar} has been edited since it was recorded; record it again")

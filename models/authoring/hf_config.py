@@ -143,7 +143,9 @@ class HFConfig:
         """A finite positive number; ``zero`` allows 0 as well."""
         value: float = self.take(key, float, default)
         if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-            raise ConfigError(f"{self.source}: {key} is {value}, expected a finite positive number")
+            raise ConfigError(
+                f"{self.source}: {key} is {value}, expected a finite positive number; fetch the file again"
+            )
         return value
 
     def optional_number(self, key: str, default: float) -> float | None:
@@ -184,7 +186,9 @@ class HFConfig:
         value = self._values.get(key)
         if value is not None and value not in supported:
             wanted = " or ".join(map(repr, supported)) or "null"
-            raise ConfigError(f"{self.source}: {key} = {value!r} changes the maths; only {wanted} is supported")
+            raise ConfigError(
+                f"{self.source}: {key} = {value!r} changes the maths; only {wanted} is supported; fetch the file again"
+            )
 
     def require(self, condition: bool, otherwise: str) -> None:
         """Refuse values that contradict each other."""
@@ -199,7 +203,9 @@ class HFConfig:
         """The activation function that ``key`` names."""
         name = self.take(key, str, default)
         if name not in _ACTIVATIONS:
-            raise ConfigError(f"{self.source}: {key} = {name!r} is not supported (only {', '.join(_ACTIVATIONS)})")
+            raise ConfigError(
+                f"{self.source}: {key} = {name!r} is not supported, only {', '.join(_ACTIVATIONS)}; add it to MLP"
+            )
         return _ACTIVATIONS[name]
 
     def rope(
@@ -224,7 +230,7 @@ class HFConfig:
         for spelling in ("rope_scaling", "rope_parameters"):
             value = self._values.get(spelling)
             if value is not None and not isinstance(value, dict):
-                raise ConfigError(f"{self.source}: {spelling} is {value!r}, expected an object")
+                raise ConfigError(f"{self.source}: {spelling} is {value!r}, expected an object; fetch the file again")
             if value and rope and value != rope:
                 raise ConfigError(f"{self.source}: rope_scaling and rope_parameters differ; keep the one that is true")
             rope.update(value or {})
@@ -241,7 +247,9 @@ class HFConfig:
         )
         rotary_dim = int(head_dim * factor)
         if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
-            raise ConfigError(f"{self.source}: {rotary_dim} of {head_dim} rotated channels is no even part of a head")
+            raise ConfigError(
+                f"{self.source}: {rotary_dim} of {head_dim} rotated channels is no even part of a head; fetch it again"
+            )
         scaling: Llama3Scaling | LongRopeScaling | None = None
         if kind == "longrope":
             scaling = self._longrope(nested, rotary_dim // 2, original_default)
@@ -256,7 +264,7 @@ class HFConfig:
             self.require(ordered, "low_freq_factor is not below high_freq_factor")
         elif kind not in plain:
             known = ", ".join((*plain, "llama3", "longrope"))
-            raise ConfigError(f"{self.source}: rope_type {kind!r} is not supported (only {known})")
+            raise ConfigError(f"{self.source}: rope_type {kind!r} is not supported, only {known}; teach the family it")
         sections = self._sections(nested, kind, rotary_dim // 2, default_sections) if default_sections else None
         nested.finish()
         return RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=scaling, sections=sections)

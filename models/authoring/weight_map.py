@@ -348,7 +348,7 @@ def _consume(source: Mapping[str, Tensor], left: set[str], name: str) -> Tensor:
     left.discard(name)
     if name not in source:
         near = difflib.get_close_matches(name, source, n=1)
-        hint = f"; the nearest name it has is {near[0]}" if near else ""
+        hint = f"; the nearest name it has is {near[0]}" if near else "; fetch the checkpoint again"
         raise CheckpointError(f"the checkpoint has no tensor {name}{hint}")
     tensor = source[name]
     dtype = str(tensor.dtype).removeprefix("torch.")

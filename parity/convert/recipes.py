@@ -83,8 +83,8 @@ def entries(recipe: Recipe) -> list[dict[str, Any]]:
     if recipe.source.endswith(".json"):
         try:
             loaded = json.loads(Path(recipe.source).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{recipe.source} is not a recipe ({error})") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"{recipe.source} is not a recipe ({error}); write a list of rules") from None
         if not isinstance(loaded, list):
             raise UsageError(f"{recipe.source} is not a recipe; it holds no list of rules")
         return loaded

@@ -157,7 +157,7 @@ def read_json(path: Path) -> list[Report]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} is not there; `parity check MODEL --json {path}` writes it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a report ({error}); run the check again") from None
     records = document.get("models", [document]) if isinstance(document, dict) else None
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):

@@ -124,9 +124,9 @@ class DrivenSession:
     def _encode(self, call: EncoderCall) -> Logits:
         """The rows that one call makes ``[rows, D]``; what else it gives is kept."""
         made = self._call(call.entry, 0, dict(call.tensors))
-        encoded: Logits = made.pop("encoded")[0, : call.rows]
+        encoded = _taken(made, "encoded", call.entry)
         self.state |= made
-        return encoded
+        return encoded[: call.rows]
 
     def _take_all(self, tokens: Sequence[int], *, whole: bool = False) -> Logits:
         """Logits of the tokens, in as many calls as it takes."""
@@ -150,10 +150,10 @@ class DrivenSession:
         positions = np.arange(self.position, end, dtype=np.int32)
         tensors = {**self.state, **known, "tokens": np.asarray(padded, np.int32), "input_pos": positions}
         made = self._call(entry, chunk.length, tensors)
-        logits: Logits = made.pop("logits")[self.prompt.row, : chunk.count]
+        logits = _taken(made, "logits", entry, self.prompt.row, len(rows))
         self.state |= made
         self.position += chunk.count
-        return logits
+        return logits[: chunk.count]
 
     def _call(self, entry: str, length: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Call with exactly what the entry point takes, padded to its shapes."""
@@ -163,6 +163,15 @@ class DrivenSession:
                 raise RungError(f"{entry} takes {name}, which nothing gives it")
             given[name] = tensors[name] if shape is None else _padded(tensors[name], shape, f"{entry}: {name}")
         return self.program.call(entry, length, given)
+
+
+def _taken(made: dict[str, Tensor], name: str, entry: str, row: int = 0, rows: int = 1) -> Logits:
+    """Of an output ``[B, T, values]``, which is taken out of what a call made, one ``row`` of its ``rows``."""
+    if name not in made or made[name].ndim != 3 or len(made[name]) != rows:
+        found = f"of shape {list(made[name].shape)}" if name in made else "missing"
+        raise RungError(f"{entry}: {name} are {found}, expected a batch of {rows}; convert it again")
+    taken: Logits = made.pop(name)[row]
+    return taken
 
 
 def _cut(values: Tensor, start: int, end: int) -> Tensor:

@@ -41,8 +41,10 @@ class LiteRT:
         try:
             files = [LiteRTProgram(Interpreter(str(path), num_threads=self.threads)) for path in self.paths]
             yield DrivenSession(self.config, files, self.end_tokens)
-        except (ValueError, RuntimeError) as error:
-            raise RungError(f"the runtime refuses {self.name}: {' '.join(str(error).split())[:300]}") from error
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise RungError(
+                f"the runtime refuses {self.name}: {' '.join(str(error).split())[:300]}; convert it again"
+            ) from error
 
 
 class LiteRTProgram:
@@ -54,13 +56,16 @@ class LiteRTProgram:
             name: {key: detail["shape"].tolist() for key, detail in runner.get_input_details().items()}
             for name, runner in self.signatures.items()
         }
-        details = self.signatures["decode"].get_input_details()
+        details = self.signatures[self._name("decode", 1)].get_input_details()
         self._cache = {
             name: np.zeros(detail["shape"], detail["dtype"])
             for name, detail in details.items()
             if name.startswith("kv_cache_")
         }
-        self.cache_length = int(self._cache["kv_cache_k_0"].shape[1])
+        lengths = {cache.shape[1] for cache in self._cache.values() if cache.ndim == 4}
+        if len(lengths) != 1:
+            raise RungError(f"the file's caches have {len(lengths)} lengths; convert it again")
+        self.cache_length = int(lengths.pop())
 
     def empty_cache(self, rows: int) -> dict[str, Tensor]:
         if rows != 1:
@@ -81,5 +86,5 @@ class LiteRTProgram:
     def _name(self, entry: str, length: int) -> str:
         name = prefill_name(entry, length) if entry.startswith("prefill") else entry
         if name not in self.signatures:
-            raise RungError(f"the file has no signature {name}; it has {', '.join(self.signatures)}")
+            raise RungError(f"the file has no signature {name}; it has {', '.join(self.signatures)}; convert it again")
         return name

@@ -134,7 +134,7 @@ def _intact(folder: Path) -> str | None:
             return None
         sha256 = sha256_of(weight_files(folder))
         return sha256 if sha256 == manifest["sha256"] else None
-    except (OSError, ValueError, KeyError, CheckpointError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, CheckpointError):
         return None
 
 

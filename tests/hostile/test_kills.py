@@ -36,8 +36,9 @@ COMMANDS = {
     "record": ("golden", "record", MODEL, "--golden-dir", "out"),
     "draw": ("weights", MODEL),
 }
-#: Seconds within which whatever a killed command had started must be gone.
-GONE = 20
+#: Seconds within which whatever a killed command had started must be gone. Jobs are gone at once; the server that they
+#: are forked from first ends its imports, which is a matter of seconds unless the machine is busy.
+GONE = 120
 
 
 @dataclass(frozen=True)

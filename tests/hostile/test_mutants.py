@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from models.authoring.checkpoint import INDEX, SINGLE
 from models.authoring.config import ModelConfig
 from models.authoring.hf_config import HFConfig
 from models.errors import ModelError
+from parity import isolated
 from parity.compare.limits import FLOAT_LIMITS
 from parity.compare.verdict import NoiseFloor, judge, measure
 from parity.convert.plain import Export, convert
@@ -71,6 +73,7 @@ class Sound:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
     """A checkpoint, a recording, a float file and a quantized one; two short prompts."""
     folder = tmp_path_factory.mktemp("sound")
+    isolated.prepare(converter=True)  # before the first job: what they share is imported once
     quiet = Reporter(Console(stderr=True), quiet=True)
     weights = resolve(MODEL, "tiny")
     config = MODEL.family.config_from(HFConfig.load(weights.folder))
@@ -134,6 +137,8 @@ def refusal(message: str) -> str:
         return f"unexpected: {message}"
     if "was killed by" in message:
         return "the job crashed, ERROR names the signal"
+    if not re.search(r"; |did you mean", message):
+        return f"unexpected: no remedy in {message}"
     return "the job stood still, ERROR" if "made no progress" in message else "refused in one line"
 
 

@@ -56,11 +56,7 @@ FAULTS = (
         edge="float",
         arguments=("--prompts", "padding"),
         rewrites=(
-            Rewrite(
-                DRIVER,
-                'made.pop("logits")[self.prompt.row, : chunk.count]',
-                'made.pop("logits")[self.prompt.row, -chunk.count :]',
-            ),
+            Rewrite(DRIVER, "        return logits[: chunk.count]\n", "        return logits[-chunk.count :]\n"),
         ),
     ),
     Fault(

@@ -14,6 +14,8 @@ from parity.inputs import Inputs, TokenizedPrompt
 from parity.trace import PromptTrace, Trace
 
 VOCABULARY = 50
+#: No floor counts as less.
+LEAST = dict.fromkeys(("prefill", "decode"), 2.0**-24)
 
 
 def asked(situation: str, count: int) -> TokenizedPrompt:
@@ -37,7 +39,7 @@ def trace(noise: float, more: dict[str, float] | None = None, inputs: Inputs = I
 
 
 ORACLE = trace(0.0)
-FLOOR = NoiseFloor.of(ORACLE, trace(1e-6), INPUTS)
+FLOOR = NoiseFloor.of(ORACLE, trace(1e-6), INPUTS, LEAST)
 
 
 def edge_of(rung: str, candidate: Trace, given: Inputs = INPUTS) -> Edge:
@@ -50,9 +52,9 @@ def edge_of(rung: str, candidate: Trace, given: Inputs = INPUTS) -> Edge:
 
 def test_every_situation_has_its_own_floor() -> None:
     """An original that is worse in one situation is forgiven there, and nowhere else."""
-    floor = NoiseFloor.of(ORACLE, trace(1e-6, {"turns": 1e-4}), INPUTS)
+    floor = NoiseFloor.of(ORACLE, trace(1e-6, {"turns": 1e-4}), INPUTS, LEAST)
     assert floor.situations["turns"].rel_l2["prefill"] > 30 * floor.situations["window"].rel_l2["prefill"]
-    assert NoiseFloor.of(ORACLE, trace(1e-6), replace(INPUTS, prompts=())).situations == {}
+    assert NoiseFloor.of(ORACLE, trace(1e-6), replace(INPUTS, prompts=()), LEAST).situations == {}
 
 
 def test_a_sound_rung_passes_everywhere() -> None:
@@ -117,6 +119,6 @@ def test_a_second_turn_counts_in_the_perplexity() -> None:
     reference = Trace({name: PromptTrace(prefill, decode)})
     surer = [array.copy() for array in (prefill, decode)]
     surer[0][4, 2] = surer[1][0, 3] = surer[1][1, 4] = surer[0][6, 7] = 50.0
-    floor = NoiseFloor.of(reference, reference, one)
+    floor = NoiseFloor.of(reference, reference, one, LEAST)
     ratio = measure(reference, Trace({name: PromptTrace(*surer)}), floor, one)["logits"]["perplexity_ratio"]
     assert ratio == pytest.approx(1 / VOCABULARY)
