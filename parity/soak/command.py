@@ -45,7 +45,7 @@ def run(asked: Soak, console: Console, live: Console) -> bool:
     presets = asked.presets or tuple(variants())
     numbers = range(asked.draws) if asked.draw is None else [asked.draw]
     planned = list(draws(asked.seed, presets, numbers, asked.files_every))
-    for path in filter(None, (asked.markdown, asked.failures / "draw.json")):
+    for path in filter(None, (asked.markdown, asked.failures.parent / "draw.json")):
         writable(path)
     header = {
         "schema_version": SCHEMA_VERSION,

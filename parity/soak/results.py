@@ -75,6 +75,18 @@ class Results:
         finally:
             os.close(file)
 
+    def since(self, position: int) -> tuple[list[Outcome], int]:
+        """Draws whose lines begin beyond so many bytes of the file, as they finished, and where the last one ends."""
+        with self.path.open("rb") as file:
+            file.seek(position)
+            written = file.read()
+        whole = written[: written.rfind(b"\n") + 1]
+        return [_outcome(json.loads(line)) for line in whole.splitlines()], position + len(whole)
+
+
+def _outcome(line: dict[str, Any]) -> Outcome:
+    return Outcome(**{**line, "edges": tuple(line["edges"])})
+
 
 def read(path: Path) -> tuple[dict[str, Any], list[Outcome]]:
     """The header and the finished draws, by number. A last line that is still being written does not count.
@@ -85,7 +97,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Outcome]]:
     try:
         written = path.read_text(encoding="utf-8")
         header, *lines = [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
-        outcomes = [Outcome(**{**line, "edges": tuple(line["edges"])}) for line in lines]
+        outcomes = [_outcome(line) for line in lines]
     except FileNotFoundError:
         raise UsageError(f"{path} is no file; name one that `parity soak -o` wrote") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing.connection import wait
@@ -36,7 +36,7 @@ from parity.runners.litert import LiteRT
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
 from parity.soak.draws import Draw
-from parity.soak.results import Outcome, Results, read
+from parity.soak.results import Outcome, Results
 from parity.trace import Trace
 from parity.weights import write_checkpoint
 
@@ -48,6 +48,9 @@ KEPT = (
     *("floor_ratio", "worst_position_ratio", "rel_l2", "worst_position_rel_l2"),
     *("kl_mean", "kl_p99", "top1_agreement_clear", "perplexity_ratio"),
 )
+
+#: What OpenMP asks whether waiting threads spin or sleep.
+_WAITING = "OMP_WAIT_POLICY"
 
 #: Told of every draw that is finished.
 Finished = Callable[[Outcome], None]
@@ -61,25 +64,24 @@ def soak(
     What is no PASS is kept in ``failures``, a folder each.
     """
     finished = {outcome.number: outcome for outcome in results.open()}
+    seen = results.path.stat().st_size
     waiting = list(_batches([draw for draw in draws if draw.number not in finished]))
     isolated.prepare(converter=any(draw.files for draw in draws))
-    # Threads that wait for each other must not keep the cores from other draws: a draw on two threads takes a tenth of
-    # the time. Inherited by the processes; libraries that are loaded already do not read it any more.
-    os.environ["OMP_WAIT_POLICY"] = "passive"
-    running: dict[isolated.Job[None], list[Draw]] = {}
+    running: dict[isolated.Job[None], tuple[list[Draw], ExitStack]] = {}
 
     def look(*_: int) -> None:
-        for outcome in read(results.path)[1]:
-            if outcome.number not in finished:
-                finished[outcome.number] = outcome
-                on_finished(outcome)
+        nonlocal seen
+        fresh, seen = results.since(seen)
+        for outcome in fresh:
+            finished[outcome.number] = outcome
+            on_finished(outcome)
 
-    with ExitStack() as stack:
+    with _threads_that_sleep(), ExitStack() as everything:
         while waiting or running:
             while waiting and len(running) < workers:
-                batch = waiting.pop(0)
-                work = partial(_run_all, batch, results, failures)
-                running[stack.enter_context(isolated.Job("soaking", work))] = batch
+                batch, own = waiting.pop(0), everything.enter_context(ExitStack())
+                job = own.enter_context(isolated.Job("soaking", partial(_run_all, batch, results, failures)))
+                running[job] = (batch, own)
             ready = wait([job.connection for job in running])
             for job in [job for job in running if job.connection in ready]:
                 try:
@@ -88,13 +90,31 @@ def soak(
                     ended = True
                     look()
                     # It died over the first draw that it left; the others are for another process.
-                    lost, *others = [draw for draw in running[job] if draw.number not in finished]
+                    lost, *others = [draw for draw in running[job][0] if draw.number not in finished]
                     results.append(_outcome(lost, 0.0, cause=str(error)))
                     waiting += [others] if others else []
                 if ended:
-                    del running[job]
                     look()
+                    running.pop(job)[1].close()
     return sorted(finished.values(), key=lambda outcome: outcome.number)
+
+
+@contextmanager
+def _threads_that_sleep() -> Iterator[None]:
+    """What processes inherit, so that threads waiting for each other do not keep the cores from other draws.
+
+    With more draws than cores under way, one on two threads takes a tenth of the time. Libraries that are loaded do not
+    read it any more.
+    """
+    before = os.environ.get(_WAITING)
+    os.environ[_WAITING] = "passive"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_WAITING]
+        else:
+            os.environ[_WAITING] = before
 
 
 def _batches(draws: Sequence[Draw]) -> Iterator[list[Draw]]:

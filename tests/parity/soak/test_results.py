@@ -89,3 +89,20 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no file"):
         read(tmp_path / "none.jsonl")
     assert json.loads(json.dumps(HEADER)) == HEADER
+
+
+def test_what_is_new_is_told_once(tmp_path: Path) -> None:
+    """From where the last look ended; a line without its end waits for the next."""
+    results = Results(tmp_path / "draws.jsonl", HEADER)
+    results.open()
+    start = results.path.stat().st_size
+    assert results.since(start) == ([], start)
+    results.append(outcome(1))
+    found, after = results.since(start)
+    assert found == [outcome(1)]
+    results.append(outcome(0))
+    written = results.path.read_bytes()
+    results.path.write_bytes(written[:-1])
+    assert results.since(after) == ([], after)
+    results.path.write_bytes(written)
+    assert results.since(after) == ([outcome(0)], len(written))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from models import registry
+from parity import environment
 from parity.compare.verdict import Verdict
 from parity.runners.reauthored import Reauthored
 from parity.soak import command, run
@@ -124,7 +126,8 @@ def asked(folder: Path, count: int) -> command.Soak:
 
 
 def begin(folder: Path, outcomes: list[Outcome]) -> None:
-    header = {"schema_version": 1, "seed": 0, "presets": variants(), "files_every": 0, "environment": {}}
+    asked_for = {"schema_version": SCHEMA_VERSION, "seed": 0, "presets": variants(), "files_every": 0}
+    header = {**asked_for, "environment": environment.describe()}
     results = Results(folder / "draws.jsonl", header)
     results.open()
     for outcome in outcomes:
@@ -136,23 +139,21 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     begin(tmp_path, [finished(0)])
     with (tmp_path / "draws.jsonl").open("a") as file:
         file.write('{"number": 1, "preset"')
-    console = Console(file=(tmp_path / "shown").open("w"), width=120)
+    console = Console(file=io.StringIO(), width=120)
     assert command.run(asked(tmp_path, 2), console, console)
-    console.file.close()
     first, second = read(tmp_path / "draws.jsonl")[1]
     assert first == finished(0)
     assert second.number == 1
     assert 0 < second.seconds < 77
-    assert "2 draws, 0 false alarms" in (tmp_path / "shown").read_text()
+    assert "2 draws, 0 false alarms" in console.file.getvalue()
 
 
 def test_a_false_alarm_is_shown_and_fails_the_run(tmp_path: Path) -> None:
     """In the terminal, on the page and in the answer; with the command that runs it again."""
     begin(tmp_path, [finished(0), finished(1, "FAIL")])
-    console = Console(file=(tmp_path / "shown").open("w"), width=120)
+    console = Console(file=io.StringIO(), width=120)
     assert not command.run(asked(tmp_path, 2), console, console)
-    console.file.close()
-    shown, page = (tmp_path / "shown").read_text(), (tmp_path / "soak.md").read_text()
+    shown, page = console.file.getvalue(), (tmp_path / "soak.md").read_text()
     assert "again: parity soak --seed 0 --draw 1 --model" in shown
     assert "2 draws, 1 false alarms" in shown
     assert "## False alarms" in page
