@@ -316,7 +316,8 @@ class _Findings:
             edges.append(with_situations(edge, situations, limits, inputs, given))
         edges[-1] = with_generation(edges[-1], generation)
         self.edges += blaming_the_encoder(edges)
-        self.generation.append(asdict(generation))
+        if generation.of:  # prompts made for situations are not generated from, and nothing of nothing is no result
+            self.generation.append(asdict(generation))
 
     def _limits(self, rung: str, output: Output) -> tuple[Limit, ...]:
         """Those of the rung's recipe, or of the one that its encoder has instead."""
