@@ -261,8 +261,8 @@ def _too_few_prompts(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> str
     prompts = metrics["prompts"]
     if prompts < 2:
         return "one prompt says nothing about others; give two at least, better seven"
-    if any(limit.metric == "kl_p99" for limit in limits) and metrics["positions"] < TAIL_POSITIONS:
-        found = metrics["positions"]
+    found = metrics.get("positions", 0)
+    if any(limit.metric == "kl_p99" for limit in limits) and found < TAIL_POSITIONS:
         return f"{found} positions have no worst one in a hundred; give prompts of {TAIL_POSITIONS} at least"
     for limit in (limit for limit in limits if limit.sampled):
         noticed = metrics["detectable"].get(limit.metric)

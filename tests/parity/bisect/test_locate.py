@@ -13,9 +13,13 @@ from parity.bisect.locate import Locator
 from parity.compare.bisect import Bisection, StageErrors
 from parity.compare.verdict import Edge, Verdict, furthest_off
 from parity.errors import RungError
+from parity.inputs import Inputs, TokenizedPrompt
 from parity.ladder import Rung
 from parity.runners.base import Recorded
 from parity.trace import PromptTrace, Trace
+
+
+INPUTS = Inputs("two", "two", "0", "0", tuple(TokenizedPrompt(name, (1, 2), (3, 4)) for name in ("one", "two")))
 
 
 def trace(**errors: float) -> Trace:
@@ -43,7 +47,7 @@ class Log(Locator):
             Edge(reference="original64", candidate=name, output=cast("Any", output), verdict=verdict, cause="off")
             for output, verdict in zip(outputs, verdicts, strict=True)
         ]
-        recorded = None if Verdict.ERROR in verdicts else Recorded(trace(one=0.1, two=0.2), 0.0, 0.0, "")
+        recorded = None if Verdict.ERROR in verdicts else Recorded(INPUTS, trace(one=0.1, two=0.2), 0.0, 0.0, "")
         return self.locate(Rung(name, recorded), edges, trace(), cast("Any", SimpleNamespace()))
 
 

@@ -140,7 +140,7 @@ def checkpoint(folder: Path, weights: dict[str, np.ndarray]) -> Path:
 
 
 def trace_of(runner: Runner, inputs: Inputs) -> Trace:
-    trace, _ = answer(runner, inputs, 0, lambda _done, _total: None)
+    trace, _ = answer(runner, inputs, 0, None, lambda _done, _total: None)
     return trace
 
 
