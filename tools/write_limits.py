@@ -97,8 +97,8 @@ STAGES = """\
 
 `parity bisect` measures every stage by itself, fed what the reference's stages made before it. A stage of a float rung
 is held to the limits of float rungs, in units of what float32 costs the reference's own stage on the same inputs. The
-stages of sound tiny presets of every kind lie between 0 and 2.5 (1.2 at most before the conversion), their worst rows
-below 2.3.
+stages of sound tiny presets of every kind lie between 0 and 2.7 (1.2 at most before the conversion), their worst rows
+below 2.7.
 
 A stage of a quantized rung may lose as much as its recipe allows a whole encoder, above: an encoder is a few stages
 that hand on rows of the stream, and rounding adds up along them, so a stage by itself can only lose less. Where all
