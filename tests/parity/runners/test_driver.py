@@ -194,7 +194,7 @@ def test_a_second_turn_goes_on_where_the_first_ended(monkeypatch) -> None:
     assert [tensors["kv_cache_k_0"].item() for _, tensors in tape.calls] == [0, 1, 2, 3, 4]
     assert trace.prefill[:, 0].tolist() == [0, 1, 2, 5, 6, 7, 8, 9]
     assert trace.decode[:, 0].tolist() == [3, 4, 10]
-    assert trace.generated == ()
+    assert len(trace.steps) == 0
 
 
 @pytest.mark.parametrize("row", [0, 1])
