@@ -124,8 +124,8 @@ class Trace:
                     f"{who}, prompt {prompt.id}: generated tokens and their margins differ in number; run it again"
                 )
             if generate not in (None, len(trace.generated)):
-                found = len(trace.generated)
-                raise RungError(f"{who}, prompt {prompt.id}: {found} tokens generated, not {generate}; run it again")
+                made = len(trace.generated)
+                raise RungError(f"{who}, prompt {prompt.id}: {made} tokens generated, not {generate}; run it again")
             for phase, count in zip(PHASES, (len(prompt.prompt), len(prompt.continuation)), strict=True):
                 where = f"{who}, prompt {prompt.id}, {phase}"
                 _check_rows(getattr(trace, phase), (count, vocab_size), "logits", "positions", where)
