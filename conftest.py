@@ -11,7 +11,7 @@ APART = ("test_faults.py", "test_odd_checkpoints.py", "test_kills.py", "test_mut
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the tests go on that are drawn at random."""
     group = parser.getgroup("hostile")
-    group.addoption("--kills", type=int, default=8, help="how many processes are killed at random moments")
+    group.addoption("--kills", type=int, default=6, help="how many processes are killed at random moments")
     group.addoption("--mutants", type=int, default=40, help="how many damaged files are tried")
     group.addoption("--draw", type=int, default=0, help="which kills and mutants: another number draws others")
 

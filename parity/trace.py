@@ -167,9 +167,9 @@ class Trace:
         """
         asked = {prompt.id for prompt in inputs.prompts}
         if missing := sorted(asked - set(self.prompts)):
-            raise RungError(f"{who} gave no answer to prompt {missing[0]} of {inputs.name}")
+            raise RungError(f"{who} gave no answer to prompt {missing[0]} of {inputs.name}; run it again")
         if extra := sorted(set(self.prompts) - asked):
-            raise RungError(f"{who} answered a prompt {extra[0]} that is not in {inputs.name}")
+            raise RungError(f"{who} answered a prompt {extra[0]} that is not in {inputs.name}; run it again")
         for prompt in inputs.prompts:
             trace = self.prompts[prompt.id]
             _check_steps(trace.steps, vocab_size, f"{who}, prompt {prompt.id}, generation")
@@ -177,13 +177,14 @@ class Trace:
             wanted = wanted if prompt.generates else 0
             ended = free and len(trace.steps) > 0 and bool(trace.steps.ends[-1])
             if not ended and wanted not in (None, len(trace.steps)):
-                raise RungError(f"{who}, prompt {prompt.id}: {len(trace.steps)} tokens generated, not {wanted}")
+                made = len(trace.steps)
+                raise RungError(f"{who}, prompt {prompt.id}: {made} tokens generated, not {wanted}; run it again")
             for phase, count in zip(PHASES, (prompt.prefilled, prompt.decoded), strict=True):
                 where = f"{who}, prompt {prompt.id}, {phase}"
                 _check_rows(getattr(trace, phase), (count, vocab_size), "logits", "positions", where)
             if (trace.encoded is None) == bool(prompt.encoded_rows):
                 found = "missing" if trace.encoded is None else "not asked for"
-                raise RungError(f"{who}, prompt {prompt.id}: an encoder's output is {found}")
+                raise RungError(f"{who}, prompt {prompt.id}: an encoder's output is {found}; see what it ran")
             if trace.encoded is not None:
                 where, width = f"{who}, prompt {prompt.id}, encoder", trace.encoded.shape[-1]
                 _check_rows(trace.encoded, (prompt.encoded_rows, width), "rows", "rows", where)
@@ -204,10 +205,12 @@ def _check_steps(steps: Steps, vocab_size: int, where: str) -> None:
 def _check_rows(values: Logits, shape: tuple[int, int], what: str, rows: str, where: str) -> None:
     """Refuse rows of another shape, with NaN or infinity, or with one value throughout."""
     if values.shape != shape or not shape[1]:
-        raise RungError(f"{where}: {what} of shape {list(values.shape)}, expected {list(shape)}")
+        raise RungError(f"{where}: {what} of shape {list(values.shape)}, expected {list(shape)}; see what it ran")
     if not np.issubdtype(values.dtype, np.floating):
-        raise RungError(f"{where}: {what} are {values.dtype}, expected floating point")
+        raise RungError(f"{where}: {what} are {values.dtype}, expected floating point; dequantize them")
     if bad := np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
-        raise RungError(f"{where}: NaN or infinity at {len(bad)} of {shape[0]} {rows}, first at {bad[0]}")
+        raise RungError(
+            f"{where}: NaN or infinity at {len(bad)} of {shape[0]} {rows}, first at {bad[0]}; see what overflows"
+        )
     if flat := np.flatnonzero(values.max(axis=1) == values.min(axis=1)).tolist():
-        raise RungError(f"{where}: every value is the same at {rows.removesuffix('s')} {flat[0]}")
+        raise RungError(f"{where}: every value is the same at {rows.removesuffix('s')} {flat[0]}; see what writes it")

@@ -78,7 +78,9 @@ def plan_chunks(
         fitting = [length for length in available if filled + start + length <= cache_length]
         if not fitting:
             after = f" after {filled} others" if filled else ""
-            raise RungError(f"a prompt of {tokens} tokens{after} does not fit a cache of {cache_length}")
+            raise RungError(
+                f"a prompt of {tokens} tokens{after} does not fit a cache of {cache_length}; raise --kv-cache"
+            )
         length = next((length for length in fitting if length >= rest), fitting[-1])
         chunks.append(Chunk(start, min(rest, length), length))
         start += chunks[-1].count
@@ -141,7 +143,9 @@ class DrivenSession:
         """Logits of the chunk's real tokens. Padding leaves nothing visible behind."""
         end = self.position + chunk.length
         if end > self.program.cache_length:
-            raise RungError(f"position {end} is past the cache of {self.program.cache_length}")
+            raise RungError(
+                f"position {end} is past the cache of {self.program.cache_length}; convert with a longer one"
+            )
         rows = [tokens[chunk.start : chunk.start + chunk.count]]
         if self.prompt.beside:
             rows.insert(1 - self.prompt.row, self.prompt.beside[self.position : self.position + chunk.count])
@@ -160,7 +164,7 @@ class DrivenSession:
         given = {}
         for name, shape in self.program.shapes(entry, length).items():
             if name not in tensors:
-                raise RungError(f"{entry} takes {name}, which nothing gives it")
+                raise RungError(f"{entry} takes {name}, which nothing gives it; convert it again")
             given[name] = tensors[name] if shape is None else _padded(tensors[name], shape, f"{entry}: {name}")
         return self.program.call(entry, length, given)
 
@@ -186,5 +190,5 @@ def _padded(values: Tensor, shape: Sequence[int], what: str) -> Tensor:
     if values.shape == tuple(shape):
         return values
     if values.ndim != len(shape) or any(have > room for have, room in zip(values.shape, shape, strict=True)):
-        raise RungError(f"{what} of shape {list(values.shape)} does not fit the file's {list(shape)}")
+        raise RungError(f"{what} of shape {list(values.shape)} does not fit the file's {list(shape)}; convert it again")
     return np.pad(values, [(0, room - have) for have, room in zip(values.shape, shape, strict=True)])

@@ -41,7 +41,7 @@ class LiteRT:
         try:
             files = [LiteRTProgram(Interpreter(str(path), num_threads=self.threads)) for path in self.paths]
             yield DrivenSession(self.config, files, self.end_tokens)
-        except (ValueError, RuntimeError, MemoryError) as error:
+        except (ValueError, RuntimeError, TypeError, MemoryError) as error:
             raise RungError(
                 f"the runtime refuses {self.name}: {' '.join(str(error).split())[:300]}; convert it again"
             ) from error

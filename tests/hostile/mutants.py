@@ -197,18 +197,26 @@ def _input_names(model: Any, draw: random.Random) -> None:
 
 def _output_tensor(model: Any, draw: random.Random) -> None:
     signature = draw.choice(model.signatureDefs)
-    draw.choice(signature.outputs).tensorIndex = _index(model.subgraphs[signature.subgraphIndex], draw)
+    draw.choice(signature.outputs).tensorIndex = (
+        _index(model.subgraphs[signature.subgraphIndex], draw) % 2**32
+    )  # it has no sign
 
 
 def _operator_input(model: Any, draw: random.Random) -> None:
+    import numpy as np
+
     graph = draw.choice(model.subgraphs)
     operator = draw.choice(graph.operators)
+    operator.inputs = np.array(operator.inputs)  # it came read-only
     operator.inputs[draw.randrange(len(operator.inputs))] = _index(graph, draw)
 
 
 def _operator_output(model: Any, draw: random.Random) -> None:
+    import numpy as np
+
     graph = draw.choice(model.subgraphs)
     operator = draw.choice(graph.operators)
+    operator.outputs = np.array(operator.outputs)  # it came read-only
     operator.outputs[draw.randrange(len(operator.outputs))] = _index(graph, draw)
 
 
