@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
-import parity
 from parity.errors import ParityError
 from parity.faults.fault import OUTSIDE, Fault, Subject
 from parity.faults.planting import plant, planted
+from parity.faults.template import Template
 
 #: Seconds after which a run that has not ended is a hang; a sound one takes less than twenty.
 PATIENCE = 600
@@ -77,42 +76,41 @@ def run_all(wanted: Sequence[tuple[Fault, Subject]], workers: int, on_finding: C
                     f"fault {fault.name!r} rewrites what {rewrite.module} no longer has once: "
                     f"{' '.join(rewrite.sound.split())!r}; write the fault as the code is now"
                 )
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(run, fault, subject) for fault, subject in wanted]
-        try:
-            for job in jobs:
-                on_finding(job.result())
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with ExitStack() as stack:
+        free: Queue[Template] = Queue()
+        for _ in range(min(workers, len(wanted))):
+            free.put(stack.enter_context(Template()))
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        stack.callback(pool.shutdown, cancel_futures=True)
+
+        def run_one(fault: Fault, subject: Subject) -> Finding:
+            template = free.get()
+            try:
+                return run(fault, subject, template)
+            finally:
+                free.put(template)
+
+        for job in [pool.submit(run_one, fault, subject) for fault, subject in wanted]:
+            on_finding(job.result())
 
 
-def run(fault: Fault, subject: Subject) -> Finding:
-    """Plant a fault in a fresh process and hold what ``parity check`` says against what it should say."""
+def run(fault: Fault, subject: Subject, template: Template) -> Finding:
+    """Plant a fault in a process of its own and hold what ``parity check`` says against what it should say."""
     with tempfile.TemporaryDirectory(prefix="parity-fault-") as scratch:
         folder = Path(scratch)
         plant(fault.rewrites, folder)
         report = folder / "report.json"
-        before = os.environ.get("PYTHONPATH")
-        checkout = str(Path(parity.__file__).parents[1])
-        path = os.pathsep.join(filter(None, (scratch, checkout, before)))
-        command = [sys.executable, "-m", "parity", "check", subject.model.name, *fault.options, "--json", str(report)]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
-                env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
-            )
-        except subprocess.TimeoutExpired:
+        arguments = ["check", subject.model.name, *fault.options, "--json", str(report)]
+        code = template.run(folder, arguments, PATIENCE)
+        if code is None:
             return _finding(fault, subject, Outcome.CRASHED, -1, said=f"no end after {PATIENCE} s")
+        said = (folder / "stderr").read_text(encoding="utf-8", errors="replace")
         if planted(folder) != {rewrite.module for rewrite in fault.rewrites}:
-            return _finding(fault, subject, Outcome.NOT_PLANTED, done.returncode, said=_last_line(done.stderr))
-        if "Traceback" in done.stderr or not report.is_file():
-            return _finding(fault, subject, Outcome.CRASHED, done.returncode, said=_last_line(done.stderr))
+            return _finding(fault, subject, Outcome.NOT_PLANTED, code, said=_last_line(said))
+        if "Traceback" in said or not report.is_file():
+            return _finding(fault, subject, Outcome.CRASHED, code, said=_last_line(said))
         record = json.loads(report.read_text(encoding="utf-8"))
-    return judge(fault, subject, done.returncode, record)
+    return judge(fault, subject, code, record)
 
 
 def judge(fault: Fault, subject: Subject, exit_code: int, record: dict[str, Any]) -> Finding:

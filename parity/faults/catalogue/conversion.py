@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from models.authoring.config import EncoderDecoderConfig
 from parity.faults.fault import SIGNATURES, Fault, Subject
 from parity.faults.planting import Rewrite
 
@@ -33,8 +34,11 @@ def _scaled(subject: Subject) -> str | None:
     return subject.block(lambda block: block.attention.scale != 1.0)
 
 
-def _rms(subject: Subject) -> str | None:
-    return subject.block(lambda block: block.attention_norm.kind == "rms")
+def _tables(subject: Subject) -> str | None:
+    """The stage that turns positions into cosines and sines as the model runs."""
+    if isinstance(subject.config, EncoderDecoderConfig):
+        return "positions" if subject.rotated else None
+    return "embed"
 
 
 def _capped(subject: Subject) -> str | None:
@@ -81,13 +85,7 @@ FAULTS = (
     Fault(
         name="positions in half precision",
         group="conversion",
-        what="The exported file multiplies positions and frequencies as float16.",
-        edge="float",
-        at=lambda subject: (
-            subject.rotated
-            if subject.rotated and not subject.rotated.startswith("vision")
-            else (subject.causal if subject.rotated else None)
-        ),
+        what=_tables,
         rewrites=_converted(
             "for module in model.modules():",
             "    for name in ('frequencies', 'long_frequencies'):",
@@ -110,14 +108,6 @@ FAULTS = (
         edge="float",
         at=_capped,
         rewrites=(Rewrite("models.layers.attention", '{"scale": scale, "logit_cap": softcap}', '{"scale": scale}'),),
-    ),
-    Fault(
-        name="fused norm with another epsilon",
-        group="conversion",
-        what="The kernel is told another epsilon than the one that the model has.",
-        edge="float",
-        at=_rms,
-        rewrites=(Rewrite("models.layers.norm", '{"epsilon": self.eps}', '{"epsilon": 100 * self.eps}'),),
     ),
     Fault(
         name="cache written at its start",

@@ -18,7 +18,6 @@ from parity.ladder import Rung
 from parity.runners.base import Recorded
 from parity.trace import PromptTrace, Trace
 
-
 INPUTS = Inputs("two", "two", "0", "0", tuple(TokenizedPrompt(name, (1, 2), (3, 4)) for name in ("one", "two")))
 
 
