@@ -85,7 +85,9 @@ FAULTS = (
     Fault(
         name="positions in half precision",
         group="conversion",
-        what=_tables,
+        what="The exported file multiplies positions and frequencies as float16.",
+        edge="float",
+        at=_tables,
         rewrites=_converted(
             "for module in model.modules():",
             "    for name in ('frequencies', 'long_frequencies'):",
