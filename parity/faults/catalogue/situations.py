@@ -53,7 +53,6 @@ FAULTS = (
         group="runtime and inputs",
         what="Of a call that is longer than what it was given, the last logits are read.",
         at=_text_alone(OUTSIDE),
-        edge="float",
         arguments=("--prompts", "padding"),
         rewrites=(
             Rewrite(DRIVER, "        return logits[: chunk.count]\n", "        return logits[-chunk.count :]\n"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from parity.faults.fault import Fault, Subject
 from parity.faults.matrix import to_markdown
 from parity.faults.planting import Rewrite, plant, planted
 from parity.faults.run import Finding, Outcome, judge, run, run_all
+from parity.faults.template import Template
 
 KNOWN = {fault.name: fault for fault in faults()}
 LLAMA = Subject(registry.get("smollm-135m"))
@@ -49,22 +51,46 @@ SLICE = (
 )
 
 
+@pytest.fixture(scope="session")
+def template() -> Iterator[Template]:
+    with Template() as started:
+        yield started
+
+
 @pytest.mark.parametrize(("name", "model"), SLICE, ids=[f"{name}, {model}" for name, model in SLICE])
-def test_a_planted_fault_is_caught_and_placed(name: str, model: str) -> None:
+def test_a_planted_fault_is_caught_and_placed(template: Template, name: str, model: str) -> None:
     """The right exit code, the right rung to blame, the right stage."""
-    finding = run(KNOWN[name], Subject(registry.get(model)))
+    finding = run(KNOWN[name], Subject(registry.get(model)), template)
     assert finding.outcome is Outcome.CAUGHT, finding
 
 
 @pytest.mark.parametrize("fault", OF_SITUATIONS, ids=lambda fault: fault.name)
-def test_a_situation_shows_what_plain_prompts_do_not(fault: Fault) -> None:
+def test_a_situation_shows_what_plain_prompts_do_not(template: Template, fault: Fault) -> None:
     """Caught in its situation, missed without: which is why there are situations."""
     names = ("llama-3.2-1b", "gemma-2-2b")
     subject = next(subject for subject in map(Subject, map(registry.get, names)) if fault.at(subject) is not None)
-    finding = run(fault, subject)
+    finding = run(fault, subject, template)
     assert finding.caught, finding
-    plain = run(replace(fault, arguments=()), subject)
+    plain = run(replace(fault, arguments=()), subject, template)
     assert plain.outcome is Outcome.MISSED, plain
+
+
+def test_a_sound_run_that_is_forked_passes(template: Template, tmp_path) -> None:
+    """Nothing planted, nothing caught; the same with the command started by itself is what `test_contract` runs."""
+    plant([], tmp_path)
+    arguments = ["check", "smollm-135m", "--rung", "reauthored", "--json", str(tmp_path / "report.json")]
+    assert template.run(tmp_path, arguments, 300) == 0
+    assert "PASS smollm-135m" in (tmp_path / "stdout").read_text()
+    assert template.run(tmp_path, ["check", "nonsense"], 300) == 2
+
+
+def test_a_run_that_hangs_is_ended(template: Template, tmp_path) -> None:
+    """With its jobs, and the next run is carried out."""
+    sleeping = Rewrite("parity.cli", "def main(", "import time; time.sleep(60)\n\n\ndef main(")
+    plant([sleeping], tmp_path)
+    assert template.run(tmp_path, ["--help"], 2.0) is None
+    plant([], tmp_path)
+    assert template.run(tmp_path, ["--help"], 300) == 0
 
 
 def test_planting_changes_one_run_and_nothing_else(tmp_path) -> None:
