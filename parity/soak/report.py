@@ -28,7 +28,8 @@ PREFACE = """\
 A draw is random weights, random numbers of layers, heads and tokens, random prompts (ids of any row, special ones, one
 again and again; of one token, around the length of a call, of a window, of a boundary), random pictures and sounds, a
 random order of the prompts and one or two threads for every rung. Every rung is judged as `parity check` judges it. A
-correct port must pass every one: anything else is a false alarm.
+correct port must pass every one: anything else is a false alarm, and is kept in `soak-failures` with its weights, its
+prompts and the command that runs it again.
 """
 COLOURS = {"reauthored": "#0969da", "float": "#8250df"}
 
@@ -122,7 +123,7 @@ def _float_rungs(outcomes: Sequence[Outcome]) -> Iterator[str]:
     yield ""
     yield "| rung | output | metric | edges | least | median | 95 % below | 99 % below | largest | limit |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    for who, metric, limit, spread in _spreads(outcomes, FLOAT_RUNGS):
+    for who, metric, limit, spread in _spreads(outcomes, ("original", *FLOAT_RUNGS)):
         shown = (spread.least, spread.middle, spread.high, spread.p99, spread.most, limit.most)
         yield f"| {who} | `{metric}` | {spread.count} | {' | '.join(map(figure, shown))} |"
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from parity.errors import UsageError
-from parity.files import whole_file, writable
+from parity.files import writable
 
 SCHEMA_VERSION = 1
 
@@ -46,16 +48,13 @@ class Results:
         Raises:
             UsageError: the file is of another run, or no file of results.
         """
-        writable(self.path)
         written = self.path.read_bytes() if self.path.exists() else b""
         whole = written[: written.rfind(b"\n") + 1]
         if not whole:
-            if written and not written.startswith(b'{"schema_version"'):
+            begun = (json.dumps(dict(self.header)) + "\n").encode()
+            if not begun.startswith(written):
                 raise UsageError(f"{self.path} is no file of finished draws; name another one")
-            with whole_file(self.path) as temporary:
-                temporary.write_text(json.dumps(dict(self.header)) + "\n", encoding="utf-8")
-        elif whole != written:
-            os.truncate(self.path, len(whole))
+            self.path.write_bytes(begun)
         header, outcomes = read(self.path)
         asked = {key: value for key, value in self.header.items() if key != "environment"}
         if different := [key for key in asked if header.get(key) != asked[key]]:
@@ -63,7 +62,24 @@ class Results:
                 f"{self.path} was begun with {different[0]} {header.get(different[0])}, not {asked[different[0]]}; "
                 "ask for the same, or name another file"
             )
+        if whole and whole != written:
+            os.truncate(self.path, len(whole))
         return outcomes
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else may go on with the file until the block ends.
+
+        Raises:
+            UsageError: somebody does, or it cannot be written.
+        """
+        writable(self.path)
+        with self.path.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UsageError(f"another run is writing {self.path}; wait for it, or name another file") from None
+            yield
 
     def append(self, outcome: Outcome) -> None:
         """One write at the end of the file, whoever else writes there."""
@@ -97,7 +113,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[Outcome]]:
     try:
         written = path.read_text(encoding="utf-8")
         header, *lines = [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
-        outcomes = [_outcome(line) for line in lines]
+        # A draw is the same whenever it is run: if two processes ran it, one of them counts.
+        outcomes = {line["number"]: _outcome(line) for line in lines}.values()
     except FileNotFoundError:
         raise UsageError(f"{path} is no file; name one that `parity soak -o` wrote") from None
     except (ValueError, KeyError, TypeError) as error:

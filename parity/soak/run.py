@@ -63,6 +63,19 @@ def soak(
 
     What is no PASS is kept in ``failures``, a folder each.
     """
+    with results.held(), _threads_that_sleep(), ExitStack() as everything:
+        return _soak(draws, results, failures, workers, on_finished, everything)
+
+
+def _soak(
+    draws: Sequence[Draw],
+    results: Results,
+    failures: Path,
+    workers: int,
+    on_finished: Finished,
+    everything: ExitStack,
+) -> list[Outcome]:
+    """The same, with what must end whatever happens on the stack ``everything``."""
     finished = {outcome.number: outcome for outcome in results.open()}
     seen = results.path.stat().st_size
     waiting = list(_batches([draw for draw in draws if draw.number not in finished]))
@@ -76,26 +89,25 @@ def soak(
             finished[outcome.number] = outcome
             on_finished(outcome)
 
-    with _threads_that_sleep(), ExitStack() as everything:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                batch, own = waiting.pop(0), everything.enter_context(ExitStack())
-                job = own.enter_context(isolated.Job("soaking", partial(_run_all, batch, results, failures)))
-                running[job] = (batch, own)
-            ready = wait([job.connection for job in running])
-            for job in [job for job in running if job.connection in ready]:
-                try:
-                    ended = job.receive(look) is not None
-                except (ParityError, ModelError) as error:
-                    ended = True
-                    look()
-                    # It died over the first draw that it left; the others are for another process.
-                    lost, *others = [draw for draw in running[job][0] if draw.number not in finished]
-                    results.append(_outcome(lost, 0.0, cause=str(error)))
-                    waiting += [others] if others else []
-                if ended:
-                    look()
-                    running.pop(job)[1].close()
+    while waiting or running:
+        while waiting and len(running) < workers:
+            batch, own = waiting.pop(0), everything.enter_context(ExitStack())
+            job = own.enter_context(isolated.Job("soaking", partial(_run_all, batch, results, failures)))
+            running[job] = (batch, own)
+        ready = wait([job.connection for job in running])
+        for job in [job for job in running if job.connection in ready]:
+            try:
+                ended = job.receive(look) is not None
+            except (ParityError, ModelError) as error:
+                ended = True
+                look()
+                # It died over the first draw that it left; the others are for another process.
+                lost, *others = [draw for draw in running[job][0] if draw.number not in finished]
+                results.append(_outcome(lost, 0.0, cause=str(error)))
+                waiting += [others] if others else []
+            if ended:
+                look()
+                running.pop(job)[1].close()
     return sorted(finished.values(), key=lambda outcome: outcome.number)
 
 
