@@ -36,7 +36,9 @@ class Locator:
         before = next((self._judged[name] for name in _before(rung.name) if name in self._judged), [])
         located = list(edges)
         if rung.recorded and any(edge.verdict is Verdict.FAIL and not edge.first_divergent_stage for edge in edges):
-            prompt = furthest_off(reference.of(rung.recorded.inputs), rung.recorded.trace)
+            # An encoder that is off takes the logits with it: a prompt that shows the encoder shows both.
+            off = next(edge.output for edge in edges if edge.verdict is Verdict.FAIL)
+            prompt = furthest_off(reference.of(rung.recorded.inputs), rung.recorded.trace, off)
             located = self._located(rung, edges, before, prompt, ladder)
         self._judged[rung.name] = located
         return located

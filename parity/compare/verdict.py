@@ -122,16 +122,17 @@ def naming_the_weight(edge: Edge, rounding: Mapping[str, tuple[float, str]]) -> 
     return replace(edge, first_divergent_stage=stage_of(broken[0]), cause=f"{edge.cause}; furthest off is {broken[0]}")
 
 
-def furthest_off(reference: Trace, candidate: Trace) -> str:
-    """The prompt whose logits, or whose encoder's rows, are furthest off, by id."""
+def furthest_off(reference: Trace, candidate: Trace, output: Output) -> str:
+    """The prompt whose ``output`` is furthest off, by id."""
 
     def error(name: str) -> float:
         expected, got = reference.prompts[name], candidate.prompts[name]
+        if output == ENCODER:
+            if expected.encoded is None or got.encoded is None:
+                return -math.inf  # a prompt without anything to encode
+            return rel_l2(compare_positions(expected.encoded, got.encoded))
         pairs = [(getattr(expected, phase), getattr(got, phase)) for phase in PHASES]
-        found = [rel_l2(concatenate(compare_positions(a, b) for a, b in pairs if len(a)))]
-        if expected.encoded is not None and got.encoded is not None:
-            found.append(rel_l2(compare_positions(expected.encoded, got.encoded)))
-        return max(found)
+        return rel_l2(concatenate(compare_positions(a, b) for a, b in pairs if len(a)))
 
     return max(reference.prompts, key=error)
 

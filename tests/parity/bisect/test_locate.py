@@ -61,12 +61,21 @@ BLOCK = found(("prefill", "block_1"))
 
 
 def test_the_worst_prompt_is_taken() -> None:
-    assert furthest_off(trace(), trace(one=0.1, two=-0.2)) == "two"
+    assert furthest_off(trace(), trace(one=0.1, two=-0.2), "logits") == "two"
     log = Log(BLOCK)
     (edge,) = log.judge("reauthored", FAIL)
     assert log.bisected == [("reauthored", "two")]
     assert (edge.first_divergent_stage, edge.verdict) == ("block_1", FAIL)
     assert edge.cause == "off; look there (on prompt two)"
+
+
+def test_the_worst_prompt_of_an_encoder_is_one_that_has_something_to_encode() -> None:
+    """Text that is further off, because pictures are, does not show where a tower breaks."""
+    rows = np.ones((2, 3))
+    expected = Trace({**trace().prompts, "seen": PromptTrace(rows, rows, encoded=rows)})
+    got = Trace({**trace(one=5.0).prompts, "seen": PromptTrace(rows, rows, encoded=rows + 0.1)})
+    assert furthest_off(expected, got, "logits") == "one"
+    assert furthest_off(expected, got, "encoder") == "seen"
 
 
 def test_what_passes_is_left_alone() -> None:
