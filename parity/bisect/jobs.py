@@ -57,7 +57,7 @@ class ReauthoredSide:
         return torch_stages(self.family, self.folder, self.cache_lengths, self.threads)
 
     def _expected(self, config: ModelConfig, number: int) -> RowsReference:
-        return RowsReference(read_rows(self.boundaries, number), config)
+        return RowsReference(read_rows(self.boundaries, number), config, self.inputs.prompts[number])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ from models.authoring.config import ModelConfig, VisionLanguageConfig, WindowedV
 from models.authoring.session import grid_of
 from parity.compare.bisect import SIGNATURES, Place, RowErrors, Tally, compare_rows
 from parity.files import whole_file
+from parity.inputs import TokenizedPrompt
 from parity.runners.boundaries import Rows
 from parity.runners.driver import Tensor
 from parity.runners.stages import Call, Stages
@@ -45,8 +47,11 @@ class Reference(Protocol):
 class RowsReference:
     """One prompt's boundaries of an original, row after row as they are asked for."""
 
-    def __init__(self, rows: Rows, config: ModelConfig) -> None:
+    def __init__(self, rows: Rows, config: ModelConfig, prompt: TokenizedPrompt) -> None:
         self.rows = rows
+        forced = (len(prompt.prompt), *[1] * len(prompt.continuation), len(prompt.turn), *[1] * len(prompt.reply))
+        #: Where calls end that may be padded: after each run of tokens that are taken together.
+        self.ends = list(accumulate(forced))
         self.vision = config.vision if isinstance(config, VisionLanguageConfig) else None
         self.image_token = config.image_token if isinstance(config, VisionLanguageConfig) else None
         self.taken: Counter[str] = Counter()
@@ -67,14 +72,23 @@ class RowsReference:
         return found
 
     def _next(self, call: Call, stage: str, tensor: str, rows: NDArray[Any], value: Tensor) -> Expected:
-        """As many rows as ``value`` has, from where the last call of this stage has left off."""
+        """As many rows as ``value`` has, padding aside, from where the last call of this stage has left off."""
         patches = self._patches(call, stage)
-        count = math.prod(value.shape[:2]) if patches is None else int(patches.max()) + 1
+        room = math.prod(value.shape[:2])
         start = self.taken[f"{stage}/{tensor}"]
+        if patches is not None:
+            count = int(patches.max()) + 1
+        elif call.phase == "encode":
+            count = room
+        else:
+            count = min(room, next(end for end in self.ends if end > start) - start)
         self.taken[f"{stage}/{tensor}"] += count
         taken = rows[start : start + count]
-        if patches is None:
+        if patches is None and count == room:
             return Expected(taken.reshape(value.shape))
+        if patches is None:
+            padded = np.concatenate([taken, np.zeros((room - count, *taken.shape[1:]), taken.dtype)])
+            return Expected(padded.reshape(value.shape), np.arange(room) < count)
         real = np.zeros(len(patches), bool)
         real[np.unique(patches, return_index=True)[1]] = True
         return Expected(taken[patches].reshape(value.shape), real)
@@ -214,6 +228,8 @@ def tensor_errors(tensor: str, expected: Tensor, got: Tensor) -> RowErrors:
 
 
 def _errors(tensor: str, expected: Expected, got: Tensor) -> RowErrors:
+    if got.ndim == expected.value.ndim:  # a file may be made for larger sources: what is beyond this one is padding
+        got = got[tuple(map(slice, expected.value.shape))]
     count = math.prod(got.shape[:2]) if tensor.startswith(_ROWS) else 1
     want, have = expected.value.reshape(count, -1), got.reshape(count, -1)
     if expected.known is not None:
