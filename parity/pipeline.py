@@ -116,6 +116,7 @@ def check(request: Request, reporter: Reporter) -> Report:
         weights = findings.weighed(_weigh(request, reporter))
         inputs = findings.read(_read(request, weights, reporter))
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
+        findings.least = least_floors(ladder.config)
         with ladder.converting() as converting:
             reference = findings.referred(*_refer(request, ladder), inputs)
             for rung in ladder.rungs(converting, reference.trace.said):
@@ -335,6 +336,7 @@ class _Findings:
         self.rungs: list[RungRecord] = []
         self.edges: list[Edge] = []
         self.numbers: list[Numbers] = []
+        self.least: Mapping[str, float] = {}
         self.generation: list[dict[str, Any]] = []
         self.cause: str | None = None
         self.locator = Locator(request.name, original=not request.golden)
@@ -412,7 +414,7 @@ class _Findings:
         )
         shared = inputs.one_row if inputs.one_row.prompts else inputs
         numbers = self._numbers(rung, recorded.trace.of(shared))
-        cause = copied(numbers, reference.trace.of(shared).digest, self.numbers, reference.floor)
+        cause = copied(numbers, reference.trace.of(shared).digest, self.numbers, reference.floor, self.least)
         self.numbers.append(numbers)
         self.edges += denouncing(edges, cause)
         if generation.of:  # prompts made for situations are not generated from, and nothing of nothing is no result

@@ -95,7 +95,10 @@ def _quantized(
             metric="perplexity_ratio",
             least=perplexity[0],
             most=perplexity[1],
-            reason="Both ways: forced text becoming cheaper is as much a change as becoming dearer" + why,
+            sampled=False,
+            reason="Both ways: forced text becoming cheaper is as much a change as becoming dearer. Of these very "
+            "tokens, too, of which seven prompts have 112: for other text they say it to 0.029 at 8 bits and to 1.1 at "
+            "4 (what tiny SmolLM2 would notice); a guard beside KL, which says more from the same positions" + why,
         ),
     )
 

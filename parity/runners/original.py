@@ -228,8 +228,11 @@ def session_of(model: Any) -> Session:
 
 
 def end_tokens_of(model: Any) -> frozenset[int]:
-    """What the library takes for the end of a text: one id, a list of them, or nothing."""
-    named = model.generation_config.eos_token_id
+    """What the library takes for the end of a text: one id, a list of them, or nothing.
+
+    Code that is published with a checkpoint need not know of generation; then the configuration says it.
+    """
+    named = getattr(model, "generation_config", model.config).eos_token_id
     return frozenset(named if isinstance(named, list) else [] if named is None else [named])
 
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -57,11 +58,14 @@ class Place:
     folder: Path
     command: Sequence[str]
     environment: dict[str, str] = field(init=False)
+    temporary: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("out", "cache", "tmp"):
+        for name in ("out", "cache"):
             (self.folder / name).mkdir(parents=True)
-        own = {"XDG_CACHE_HOME": str(self.folder / "cache"), "TMPDIR": str(self.folder / "tmp"), "COLUMNS": "200"}
+        # The server of a run listens at a path in there, which must be short.
+        self.temporary = Path(tempfile.mkdtemp(prefix="kills-", dir="/tmp"))
+        own = {"XDG_CACHE_HOME": str(self.folder / "cache"), "TMPDIR": str(self.temporary), "COLUMNS": "200"}
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = {**os.environ, **own, "PYTHONPATH": os.pathsep.join(paths)}
 
@@ -135,7 +139,7 @@ class Place:
         its socket.
         """
         foreign = ("torchinductor_", "pymp-")
-        assert [path for path in (self.folder / "tmp").iterdir() if not path.name.startswith(foreign)] == []
+        assert [path for path in self.temporary.iterdir() if not path.name.startswith(foreign)] == []
         assert [path for part in ("out", "cache") for path in (self.folder / part).rglob("*.part")] == []
 
     def reset(self, name: str) -> None:

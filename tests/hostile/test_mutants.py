@@ -28,7 +28,7 @@ from models.authoring.config import ModelConfig
 from models.authoring.hf_config import HFConfig
 from models.errors import ModelError
 from parity import isolated
-from parity.compare.limits import FLOAT_LIMITS
+from parity.compare.limits import FLOAT_LIMITS, UNIT_ROUNDOFF
 from parity.compare.verdict import NoiseFloor, judge, measure
 from parity.convert.plain import Export, convert
 from parity.convert.quantize import quantize
@@ -42,7 +42,7 @@ from parity.runners.base import Recorded, Runner, record
 from parity.runners.litert import LiteRT
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
-from parity.trace import Trace
+from parity.trace import PHASES, Trace
 from parity.weights import Weights, resolve
 
 MODEL = registry.get("smollm-135m")
@@ -89,7 +89,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
         record(Original(weights.folder, precision), inputs, folder, generate=2) for precision in ("float64", "float32")
     )
     files = {name: folder / f"{name}.tflite" for name in ("float", "quantized")}
-    floor = NoiseFloor.measure(oracle.trace, original.trace)
+    floor = NoiseFloor.measure(oracle.trace, original.trace, dict.fromkeys(PHASES, UNIT_ROUNDOFF))
     return Sound(weights, config, inputs, whole, files, goldens, oracle, floor)
 
 
