@@ -133,7 +133,7 @@ def test_a_job_that_stands_still_is_ended() -> None:
         RungError, match=r"looping made no progress for 0\.0167 minutes and was ended.*; the file it runs"
     ):
         isolated.run("looping", _progress_then_loop, patience=1.0)
-    assert 2.0 < time.monotonic() - began < 30
+    assert 1.75 < time.monotonic() - began < 30  # 0.8 s to the last sign of progress, and the patience after it
 
 
 PARENT = """
