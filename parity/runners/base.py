@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,6 +53,46 @@ class Session(Protocol):
         """Several more tokens at once, on the filled cache; logits ``[T, V]``."""
 
 
+class Prefill(NamedTuple):
+    """Asks a session to start over. ``last`` keeps the logits of the last position only, which is all that is needed
+    to go on."""
+
+    prompt: TokenizedPrompt
+    until: int
+    last: bool = False
+
+    def of(self, session: Session) -> Prefilled:
+        """The answer of a session."""
+        logits, encoded = session.prefill(self.prompt, self.until)
+        return Prefilled(logits[-1:].copy() if self.last else logits, encoded)
+
+
+class Decode(NamedTuple):
+    """Asks a session for one more token."""
+
+    token: int
+
+    def of(self, session: Session) -> Prefilled:
+        """The answer of a session."""
+        return Prefilled(session.decode(self.token)[None])
+
+
+class Extend(NamedTuple):
+    """Asks a session for several more tokens."""
+
+    tokens: Sequence[int]
+
+    def of(self, session: Session) -> Prefilled:
+        """The answer of a session."""
+        return Prefilled(session.extend(self.tokens))
+
+
+#: What a session is asked, one call at a time.
+Ask = Prefill | Decode | Extend
+#: Gives what can be asked without another answer, in order; is sent the answers; comes to a trace.
+Conversation = Generator[Sequence[Ask], Sequence[Prefilled], PromptTrace]
+
+
 def shortest(cache_lengths: Iterable[int], until: int) -> int:
     """The shortest cache that holds a session of ``until`` positions.
 
@@ -91,6 +131,10 @@ class Recorded:
     note: str
 
 
+#: Runs a runner over all inputs; gives its trace and its session's note.
+Answering = Callable[[Runner, Inputs, int, "Guide | None", isolated.Progress], tuple[Trace, str]]
+
+
 def record(
     runner: Runner,
     inputs: Inputs,
@@ -100,12 +144,13 @@ def record(
     guide: Guide | None = None,
     on_progress: isolated.Progress | None = None,
     patience: float = PATIENCE,
+    answering: Answering | None = None,
 ) -> Recorded:
     """Run ``runner`` over all inputs that it takes, in its own process; the trace goes through a file in ``folder``.
 
     ``generate`` is how many tokens to generate freely after each prompt, at most: the text may end before. With a
     ``guide`` nothing is generated freely: the rung says what it would choose at every step of it. ``patience`` is how
-    many seconds it may show no progress.
+    many seconds it may show no progress. ``answering`` is another way to run it than prompt by prompt.
 
     Raises:
         RungError, ModelError: the rung could not be run to its end, or takes none of the inputs.
@@ -114,15 +159,21 @@ def record(
     if not inputs.prompts:
         raise RungError(f"{runner.name} takes one row and all prompts of {inputs.name} are batches; leave the rung out")
     path = folder / f"{runner.name}.safetensors"
-    job = partial(_record, runner, inputs, path, generate, guide)
+    job = partial(_record, answering or answer, runner, inputs, path, generate, guide)
     finished = isolated.run(runner.name, job, on_progress, patience)
     return Recorded(inputs, Trace.load(path), finished.seconds, finished.peak_rss_mb, finished.value)
 
 
 def _record(
-    runner: Runner, inputs: Inputs, path: Path, generate: int, guide: Guide | None, progress: isolated.Progress
+    answering: Answering,
+    runner: Runner,
+    inputs: Inputs,
+    path: Path,
+    generate: int,
+    guide: Guide | None,
+    progress: isolated.Progress,
 ) -> str:
-    trace, note = answer(runner, inputs, generate, guide, progress)
+    trace, note = answering(runner, inputs, generate, guide, progress)
     trace.save(path)
     return note
 
@@ -130,53 +181,76 @@ def _record(
 def answer(
     runner: Runner, inputs: Inputs, generate: int, guide: Guide | None, progress: isolated.Progress
 ) -> tuple[Trace, str]:
-    """Run ``runner`` over all inputs in this very process: its trace and the session's note."""
+    """Run ``runner`` over all inputs in this very process, prompt by prompt: its trace and the session's note."""
     steps = {p.id: generate * p.generates if guide is None else len(guide[p.id]) for p in inputs.prompts}
     total = sum(1 + bool(p.turn) + p.decoded + steps[p.id] for p in inputs.prompts)
     done = 0
-    prompts = {}
+
+    def answered() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
     with runner.open() as session:
+        prompts = {}
         for prompt in inputs.prompts:
-            for result in _answer(session, prompt, generate, None if guide is None else guide[prompt.id]):
-                done += 1
-                progress(done, total)
-                prompts[prompt.id] = result
+            conversation = converse(session.end_tokens, prompt, generate, None if guide is None else guide[prompt.id])
+            prompts[prompt.id] = hold(conversation, session, answered)
         return Trace(prompts), session.note
 
 
-def _answer(
-    session: Session, prompt: TokenizedPrompt, generate: int, guide: Sequence[int] | None
-) -> Iterator[PromptTrace]:
-    """Teacher forcing, then greedy generation. Yields after every call of the model; the last one is complete."""
+def hold(conversation: Conversation, session: Session, answered: Callable[[], None] = lambda: None) -> PromptTrace:
+    """Ask a session one thing after the other, to the end of a conversation."""
+    asks = next(conversation)
+    while True:
+        answers = []
+        for ask in asks:
+            answers.append(ask.of(session))
+            answered()
+        try:
+            asks = conversation.send(answers)
+        except StopIteration as end:
+            trace: PromptTrace = end.value
+            return trace
+
+
+def converse(
+    end_tokens: frozenset[int], prompt: TokenizedPrompt, generate: int, guide: Sequence[int] | None
+) -> Conversation:
+    """Teacher forcing, then greedy generation.
+
+    Everything that is known is asked at once; of free generation only the first step is.
+    """
     # Not of the guide's length: frequencies may depend on how long a session gets, and must not on what was said.
     until = prompt.until(generate)
     steps = generate * prompt.generates if guide is None else len(guide)
-    prefill, encoded = session.prefill(prompt, until)
-    decoded: list[Logits] = []
-    empty = np.empty((0, prefill.shape[-1]), prefill.dtype)
-    yield PromptTrace(prefill, empty)
-    for token in prompt.continuation:
-        decoded.append(session.decode(token))
-        yield PromptTrace(prefill, empty)
+    forced: list[Ask] = [Prefill(prompt, until), *map(Decode, prompt.continuation)]
     if prompt.turn:
-        prefill = np.concatenate([prefill, session.extend(prompt.turn)])
-        yield PromptTrace(prefill, empty)
-    for token in prompt.reply:
-        decoded.append(session.decode(token))
-        yield PromptTrace(prefill, empty)
-    forced = PromptTrace(prefill, np.stack(decoded) if decoded else empty, encoded=encoded)
-    yield forced
-    if not steps:
-        return
+        forced.append(Extend(prompt.turn))
+    forced += map(Decode, prompt.reply)
+    led: list[Ask] = [Prefill(prompt, until, last=True), *map(Decode, (guide or ())[:-1])] if steps else []
+    answers = yield [*forced, *led]
+    known = answers[len(forced) :]
+    trace = _forced(forced, answers)
     taken: list[Steps] = []
-    logits = session.prefill(prompt, until).logits[-1]
-    while True:
-        step = _choose(logits, session.end_tokens, f"generated token {len(taken)} of prompt {prompt.id}")
-        taken.append(step)
-        yield replace(forced, steps=_joined(taken))
-        if len(taken) == steps or (guide is None and step.ends[0]):
-            return
-        logits = session.decode(step.chosen[0] if guide is None else guide[len(taken) - 1])
+    for number in range(steps):
+        if number >= len(known):
+            known = [*known, *(yield [Decode(taken[-1].chosen[0])])]
+        where = f"generated token {number} of prompt {prompt.id}"
+        taken.append(_choose(known[number].logits[0], end_tokens, where))
+        if guide is None and taken[-1].ends[0]:
+            break
+    return replace(trace, steps=_joined(taken)) if taken else trace
+
+
+def _forced(asks: Sequence[Ask], answers: Sequence[Prefilled]) -> PromptTrace:
+    """What teacher forcing has made: several tokens at once are the prompt's or a turn's, one is a continuation's."""
+    prefilled = [answer.logits for ask, answer in zip(asks, answers, strict=False) if not isinstance(ask, Decode)]
+    decoded = [answer.logits for ask, answer in zip(asks, answers, strict=False) if isinstance(ask, Decode)]
+    empty = np.empty((0, prefilled[0].shape[-1]), prefilled[0].dtype)
+    return PromptTrace(
+        np.concatenate(prefilled), np.concatenate(decoded) if decoded else empty, encoded=answers[0].encoded
+    )
 
 
 def _choose(logits: Logits, end_tokens: frozenset[int], where: str) -> Steps:

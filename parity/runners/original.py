@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from models.authoring.checkpoint import weight_files
 from parity.errors import RungError
 from parity.inputs import TokenizedPrompt
 from parity.runners.base import Prefilled, Session
 from parity.trace import Logits
+
+if TYPE_CHECKING:
+    from parity.runners.conveyor import Line
+    from parity.runners.store import Store
 
 
 @dataclass(frozen=True)
@@ -72,17 +77,51 @@ class Original:
             return " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return session
 
+    @contextmanager
+    def stream(self) -> Iterator[Line]:
+        """As ``open``, one stage at a time. Code that is published with a checkpoint is not run so."""
+        import torch
+
+        from parity.runners.openelm import OpenELMLine
+        from parity.runners.store import Store
+        from parity.runners.streamed_original import OriginalLine
+
+        torch.set_num_threads(self.threads)
+        dtype = getattr(torch, self.precision)
+        with torch.no_grad():
+            store = Store(weight_files(self.folder))
+            if _model_type(self.folder) == "openelm":
+                yield OpenELMLine(self.folder, store, dtype)
+                return
+            with self._precisely():
+                yield OriginalLine(self._place(store, dtype), store)
+
     def _load(self, dtype: Any, *, remote_code: bool = False) -> Any:
+        reader = _reader(self.folder, remote_code=remote_code)
+        named = {"local_files_only": True, "trust_remote_code": remote_code, "use_safetensors": True}
+        return self._loaded(lambda **how: reader.from_pretrained(self.folder, dtype=dtype, **named, **how))
+
+    def _place(self, store: Store, dtype: Any) -> Any:
+        """The model as it is loaded, its parameters without values; the library has found a place for every tensor."""
+        from transformers import AutoConfig, GenerationConfig
+
+        config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        kind = _reader(self.folder, remote_code=False)._model_mapping[type(config)]  # noqa: SLF001  (no public way)
+        model = self._loaded(
+            lambda **how: kind.from_pretrained(None, config=config, state_dict=store.promises(), dtype=dtype, **how)
+        )
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if not hasattr(parameter, "source"):
+                raise RungError(f"transformers computes {name} while it loads; run this original without --streamed")
+        file = next(name for name in ("generation_config.json", "config.json") if (self.folder / name).is_file())
+        model.generation_config = GenerationConfig.from_pretrained(
+            self.folder, config_file_name=file, _from_model_config=file == "config.json", local_files_only=True
+        )
+        return model
+
+    def _loaded(self, load: Callable[..., Any]) -> Any:
         try:
-            model, info = _reader(self.folder, remote_code=remote_code).from_pretrained(
-                self.folder,
-                dtype=dtype,
-                attn_implementation="eager",
-                local_files_only=True,
-                trust_remote_code=remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            model, info = load(attn_implementation="eager", output_loading_info=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise RungError(f"transformers cannot load {self.folder}: {' '.join(str(error).split())[:300]}") from error
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
@@ -117,6 +156,8 @@ class OriginalSession:
         self.note = note
         self.end_tokens = end_tokens_of(model)
         self.cache: Any = None
+        #: What a prompt starts over with; without a cache the library makes one.
+        self.fresh: Callable[[], Any] = lambda: None
 
     def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:  # noqa: ARG002  (its cache grows as it must)
         return Prefilled(self.start(prompt.prompt))
@@ -130,7 +171,7 @@ class OriginalSession:
 
     def start(self, tokens: Sequence[int], **given: Any) -> Logits:
         """Start over with ``tokens`` and what else the model takes along with them; logits ``[T, V]``."""
-        self.cache = None
+        self.cache = self.fresh()
         return self._run(tokens, **given)
 
     def _run(self, tokens: Sequence[int], **given: Any) -> Logits:

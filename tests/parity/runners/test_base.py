@@ -9,7 +9,7 @@ import pytest
 
 from parity.errors import RungError
 from parity.inputs import TokenizedPrompt
-from parity.runners.base import Prefilled, _answer
+from parity.runners.base import Prefilled, converse, hold
 from parity.trace import BEST, Logits, PromptTrace
 
 VOCABULARY = 8
@@ -44,8 +44,7 @@ class Counter:
 
 
 def answer(session: Counter, generate: int, guide: Sequence[int] | None = None) -> PromptTrace:
-    *_, whole = _answer(session, PROMPT, generate, guide)
-    return whole
+    return hold(converse(session.end_tokens, PROMPT, generate, guide), session)
 
 
 def test_free_generation_goes_on_from_its_own_choice() -> None:

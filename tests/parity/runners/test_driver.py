@@ -14,7 +14,7 @@ from models.authoring.session import EncoderCall, SessionInputs
 from parity.errors import RungError
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.runners import driver
-from parity.runners.base import _answer, record
+from parity.runners.base import converse, hold, record
 from parity.runners.driver import DrivenSession, Tensor
 from parity.runners.litert import LiteRT, LiteRTProgram
 
@@ -183,7 +183,7 @@ def test_a_second_turn_goes_on_where_the_first_ended(monkeypatch) -> None:
     """Prompt, continuation, second turn in several tokens on the same cache, reply; answers in the order of phases."""
     tape = Tape(TEXT)
     asked = TokenizedPrompt("p", (1, 2, 3), (4, 5), turn=(6, 7, 8, 9, 10), reply=(11,), generates=False)
-    *_, trace = _answer(session(monkeypatch, tape, SessionInputs()), asked, 8, None)
+    trace = hold(converse(frozenset(), asked, 8, None), session(monkeypatch, tape, SessionInputs()))
     assert given(tape) == [
         ("prefill", [[1, 2, 3, 0]], 0),
         ("decode", [[4]], 3),
@@ -202,7 +202,7 @@ def test_rows_of_a_batch_go_together_and_one_is_answered(monkeypatch, row) -> No
     """The other row has its own tokens at every position, its own padding and cache; only ``row`` is compared."""
     tape = Tape(TEXT)
     asked = TokenizedPrompt("p", (1, 2, 3), (4, 5), beside=(21, 22, 23, 24, 25), row=row, generates=False)
-    *_, trace = _answer(session(monkeypatch, tape, SessionInputs()), asked, 8, None)
+    trace = hold(converse(frozenset(), asked, 8, None), session(monkeypatch, tape, SessionInputs()))
     ours, others = [[1, 2, 3, 0], [4], [5]], [[21, 22, 23, 0], [24], [25]]
     pairs = [list(pair) if row == 0 else list(pair)[::-1] for pair in zip(ours, others, strict=True)]
     assert [tokens for _, tokens, _ in given(tape)] == pairs
