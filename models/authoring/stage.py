@@ -6,12 +6,13 @@ The same list serves running, locating the first stage that diverges, and loweri
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # names of stages are wanted where no tensor ever is
-    from torch import Tensor
+    from torch import Tensor, nn
 
 _BLOCK = re.compile(r"(?:(\w+)\.)?(?:stack\.)?blocks\.(\d+)\.")
 _TOKENS = re.compile(r"(text\.)?embed\.")
@@ -40,6 +41,20 @@ def run_stages(stages: Iterable[Stage], inputs: dict[str, Tensor]) -> dict[str, 
     for stage in stages:
         stage(environment)
     return environment
+
+
+def modules_of(stage: Stage) -> Iterator[nn.Module]:
+    """The modules whose parameters a stage reads: those that it runs, or gives to the function that it runs."""
+    from torch import nn
+
+    run = stage.run
+    held: list[object] = [run]
+    if isinstance(run, partial):
+        held = [run.func, *run.args, *run.keywords.values()]
+    for each in held:
+        owner = getattr(each, "__self__", each)
+        if isinstance(owner, nn.Module):
+            yield owner
 
 
 def stage_of(parameter: str) -> str | None:

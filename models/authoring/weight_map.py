@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -264,6 +264,8 @@ def per_layer(operations: Sequence[Operation], layers: int) -> Iterator[Operatio
 def load_weights(model: nn.Module, operations: Iterable[Operation], source: Mapping[str, Tensor]) -> None:
     """Fill ``model`` (which may be on the meta device) from ``source``, one row at a time, as float32.
 
+    Tensors on the meta device are held against the model as far as they tell: all but their values.
+
     Raises:
         CheckpointError: a tensor is missing, left over, of the wrong shape or dtype, or not finite; or the table does
             not produce every parameter exactly once.
@@ -279,7 +281,7 @@ def load_weights(model: nn.Module, operations: Iterable[Operation], source: Mapp
         for target, value in zip(operation.targets, operation.apply(*tensors), strict=True):
             _fill(model, waiting, operation, target, value)
         if isinstance(operation, Tie):
-            _assign(model, operation.alias, model.get_parameter(operation.target))
+            assign(model, operation.alias, model.get_parameter(operation.target))
             for copy in left.intersection(operation.copies):
                 _require_equal(operation, tensors[0], copy, _consume(source, left, copy))
     if waiting:
@@ -289,6 +291,28 @@ def load_weights(model: nn.Module, operations: Iterable[Operation], source: Mapp
             f"{min(left)} is in the checkpoint but has no place in the model ({len(left)} such tensors); "
             "it is another architecture, or the weight map lacks a row"
         )
+
+
+def load_part(
+    model: nn.Module, operations: Iterable[Operation], source: Mapping[str, Tensor], names: Collection[str]
+) -> None:
+    """Fill the parameters ``names`` of a model whose whole map has been held against all of ``source`` before.
+
+    Raises:
+        CheckpointError: values that are not finite, or cannot be read.
+    """
+    wanted = set(names)
+    for operation in operations:
+        alias = {operation.target: operation.alias} if isinstance(operation, Tie) else {}
+        if wanted.isdisjoint([*operation.targets, *alias.values()]):
+            continue
+        tensors = [_consume(source, set(source), name) for name in operation.sources]
+        for target, value in zip(operation.targets, operation.apply(*tensors), strict=True):
+            for name in wanted.intersection([target, alias.get(target, target)]):
+                assign(model, name, _parameter(value))
+        if isinstance(operation, Tie):
+            for copy in source.keys() & set(operation.copies):
+                _require_equal(operation, tensors[0], copy, _consume(source, set(source), copy))
 
 
 def _check_shapes(operation: Operation, waiting: Mapping[str, nn.Parameter], tensors: Sequence[Tensor]) -> None:
@@ -307,19 +331,23 @@ def _check_shapes(operation: Operation, waiting: Mapping[str, nn.Parameter], ten
 
 def _fill(model: nn.Module, waiting: dict[str, nn.Parameter], operation: Operation, target: str, value: Tensor) -> None:
     """Put ``value`` in the place of the parameter ``target``, which must still be waiting for it."""
-    from torch import nn
-
     shape = waiting.pop(target).shape
     if value.shape != shape:
         made_of = " and ".join(operation.sources)
         raise CheckpointError(f"{made_of} give {target} the shape {list(value.shape)} instead of {list(shape)}")
-    _assign(model, target, nn.Parameter(value, requires_grad=False))
+    assign(model, target, _parameter(value))
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    from torch import nn
+
+    return nn.Parameter(value, requires_grad=False)
 
 
 def _require_equal(operation: Tie, table: Tensor, name: str, stored: Tensor) -> None:
     import torch
 
-    if not torch.equal(table, stored):
+    if not table.is_meta and not torch.equal(table, stored):
         raise CheckpointError(
             f"{name} differs from {operation.source} although the configuration ties them; "
             "set tie_word_embeddings to false, or fetch the file again"
@@ -355,11 +383,12 @@ def _consume(source: Mapping[str, Tensor], left: set[str], name: str) -> Tensor:
     if dtype not in READABLE_DTYPES:
         raise CheckpointError(f"{name} is stored as {dtype}; use a float32, bfloat16 or float16 checkpoint")
     tensor = tensor.to(torch.float32)
-    if not bool(torch.isfinite(tensor).all()):
+    if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"{name} holds NaN or infinity; the file is damaged or was saved from a diverged model")
     return tensor
 
 
-def _assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+def assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Put a parameter in the place of the one of this name."""
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, parameter)

@@ -105,15 +105,21 @@ class WindowedTower(nn.Module):
             for i, block in enumerate(self.blocks)
         ]
         return [
-            Stage(name="stem", run=partial(self._stem, frame), inputs=("pixel_values",), outputs=("hidden", *known)),
+            Stage(
+                name="stem",
+                run=partial(in_frame, self.patches, frame),
+                inputs=("pixel_values",),
+                outputs=("hidden", *known),
+            ),
             *layers,
             Stage(name="merger", run=partial(self.merger, slots=frame.slots), inputs=("hidden",), outputs=("encoded",)),
         ]
 
-    def _stem(self, frame: Frame, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Embedded patches in their windows ``[W, S, D]``, and what blocks know of the frame."""
-        hidden = self.patches(pixels)[frame.patches].view(*frame.cos.shape[:2], -1)
-        return hidden, frame.cos, frame.sin, *(() if frame.mask is None else (frame.mask,))
+
+def in_frame(projection: nn.Linear, frame: Frame, pixels: Tensor) -> tuple[Tensor, ...]:
+    """Embedded patches in their windows ``[W, S, D]``, and what blocks know of the frame."""
+    hidden = projection(pixels)[frame.patches].view(*frame.cos.shape[:2], -1)
+    return hidden, frame.cos, frame.sin, *(() if frame.mask is None else (frame.mask,))
 
 
 def in_windows(block: EncoderBlock, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:

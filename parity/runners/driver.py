@@ -105,16 +105,20 @@ class DrivenSession:
         self.prompt = TokenizedPrompt("", (), ())
 
     def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:
-        self.prompt = prompt
-        self.program = self.programs[shortest(self.programs, until)]
-        self.given = session_inputs(self.config, prompt.prompt, prompt.media, until)
-        self.state = {**self.program.empty_cache(2 if prompt.beside else 1), **self.given.constant}
-        self.position = 0
+        self.begin(prompt, until)
         rows = [self._encode(call) for call in self.given.calls]
         encoded = np.concatenate(rows) if rows else None
         if encoded is not None:
             self.state["encoded"] = encoded[None]
         return Prefilled(self._take_all(prompt.prompt, whole=self.given.whole), encoded)
+
+    def begin(self, prompt: TokenizedPrompt, until: int) -> None:
+        """Start over with an empty cache."""
+        self.prompt = prompt
+        self.program = self.programs[shortest(self.programs, until)]
+        self.given = session_inputs(self.config, prompt.prompt, prompt.media, until)
+        self.state = {**self.program.empty_cache(self.rows), **self.given.constant}
+        self.position = 0
 
     def extend(self, tokens: Sequence[int]) -> Logits:
         return self._take_all(tokens)
@@ -125,22 +129,39 @@ class DrivenSession:
 
     def _encode(self, call: EncoderCall) -> Logits:
         """The rows that one call makes ``[rows, D]``; what else it gives is kept."""
-        made = self._call(call.entry, 0, dict(call.tensors))
-        encoded = _taken(made, "encoded", call.entry)
+        made = self.program.call(call.entry, 0, self.fitted(call.entry, 0, call.tensors))
+        encoded = taken(made, "encoded", call.entry)
         self.state |= made
         return encoded[: call.rows]
 
     def _take_all(self, tokens: Sequence[int], *, whole: bool = False) -> Logits:
         """Logits of the tokens, in as many calls as it takes."""
+        return np.concatenate([self._take(entry, tokens, chunk) for entry, chunk in self.plan(tokens, whole=whole)])
+
+    def plan(self, tokens: Sequence[int], *, whole: bool = False) -> list[tuple[str, Chunk]]:
+        """The calls that take the tokens from here on, each with its entry point."""
         entry = self.given.prefill or "decode"
         lengths = self.program.prefill_lengths(entry) if self.given.prefill else ()
         lengths = (len(tokens),) if lengths is None else lengths
         lengths = lengths if self.prompt.through is None else self.prompt.through
         chunks = plan_chunks(len(tokens), lengths, self.program.cache_length, whole=whole, filled=self.position)
-        return np.concatenate([self._take(entry if chunk.length > 1 else "decode", tokens, chunk) for chunk in chunks])
+        return [(entry if chunk.length > 1 else "decode", chunk) for chunk in chunks]
 
     def _take(self, entry: str, tokens: Sequence[int], chunk: Chunk) -> Logits:
         """Logits of the chunk's real tokens. Padding leaves nothing visible behind."""
+        made = self.program.call(entry, chunk.length, self.prepared(entry, tokens, chunk))
+        logits = taken(made, "logits", entry, self.prompt.row, self.rows)
+        self.state |= made
+        self.position += chunk.count
+        return logits[: chunk.count]
+
+    @property
+    def rows(self) -> int:
+        """How many rows each call has."""
+        return 2 if self.prompt.beside else 1
+
+    def prepared(self, entry: str, tokens: Sequence[int], chunk: Chunk) -> dict[str, Tensor]:
+        """What a call takes that runs the chunk from this position on."""
         end = self.position + chunk.length
         if end > self.program.cache_length:
             raise RungError(
@@ -153,23 +174,19 @@ class DrivenSession:
         known = {name: _cut(value, self.position, end) for name, value in self.given.per_position.items()}
         positions = np.arange(self.position, end, dtype=np.int32)
         tensors = {**self.state, **known, "tokens": np.asarray(padded, np.int32), "input_pos": positions}
-        made = self._call(entry, chunk.length, tensors)
-        logits = _taken(made, "logits", entry, self.prompt.row, len(rows))
-        self.state |= made
-        self.position += chunk.count
-        return logits[: chunk.count]
+        return self.fitted(entry, chunk.length, tensors)
 
-    def _call(self, entry: str, length: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Call with exactly what the entry point takes, padded to its shapes."""
+    def fitted(self, entry: str, length: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Exactly what the entry point takes, padded to its shapes."""
         given = {}
         for name, shape in self.program.shapes(entry, length).items():
             if name not in tensors:
                 raise RungError(f"{entry} takes {name}, which nothing gives it; convert it again")
             given[name] = tensors[name] if shape is None else _padded(tensors[name], shape, f"{entry}: {name}")
-        return self.program.call(entry, length, given)
+        return given
 
 
-def _taken(made: dict[str, Tensor], name: str, entry: str, row: int = 0, rows: int = 1) -> Logits:
+def taken(made: dict[str, Tensor], name: str, entry: str, row: int = 0, rows: int = 1) -> Logits:
     """Of an output ``[B, T, values]``, which is taken out of what a call made, one ``row`` of its ``rows``."""
     if name not in made or made[name].ndim != 3 or len(made[name]) != rows:
         found = f"of shape {list(made[name].shape)}" if name in made else "missing"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parity.runners.driver import DrivenSession, Tensor
+from parity.runners.streamed_driven import DrivenLine
 
 if TYPE_CHECKING:
     from models.authoring.model import Model
@@ -38,6 +39,21 @@ class Reauthored:
         with torch.inference_mode():
             programs = [TorchProgram(model, length) for length in self.cache_lengths]
             yield DrivenSession(model.config, programs, self.end_tokens)
+
+    @contextmanager
+    def stream(self) -> Iterator[DrivenLine]:
+        """As ``open``, one stage at a time."""
+        import torch
+
+        from models import registry
+        from models.authoring.by_stage import ModelByStage
+        from parity.runners.stages import TorchStages
+
+        torch.set_num_threads(self.threads)
+        parts = ModelByStage(registry.family(self.family), self.folder)
+        with torch.inference_mode():
+            programs = [TorchStages(parts.model, length) for length in self.cache_lengths]
+            yield DrivenLine(parts.config, parts, programs, self.end_tokens)
 
 
 class TorchProgram:

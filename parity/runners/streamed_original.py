@@ -22,6 +22,7 @@ from parity.runners.conveyor import Asked, Call
 from parity.runners.original import ImageTextOriginal, OriginalSession, end_tokens_of, session_of
 from parity.runners.store import Store
 
+
 @dataclass(frozen=True)
 class Unit:
     """A module that is run as one, and the stack of like ones that it is in, if any."""
@@ -43,8 +44,8 @@ class Unit:
         return sum(parameter.nbytes for _, _, parameter in self.slots)
 
 
-class Waiting(BaseException):  # noqa: N818  (no error; and nothing in the library may take it for one)
-    """A call cannot go on before the stage is loaded."""
+class Waiting(BaseException):
+    """A call cannot go on before the stage is loaded. No error, and nothing in the library may take it for one."""
 
     def __init__(self, stage: str) -> None:
         super().__init__(stage)
@@ -210,8 +211,8 @@ class OriginalLane:
             session = session_of(self.line.model)
             text = session.text if isinstance(session, ImageTextOriginal) else session
             assert isinstance(text, OriginalSession)  # an encoder and a decoder are refused
-            text.cache = self._seen(filled, number)
-            text.fresh = lambda seen=text.cache: seen
+            text.cache = seen = self._seen(filled, number)
+            text.fresh = partial(_same, seen)
             axial = isinstance(session, ImageTextOriginal) and session.axial
             if axial:
                 self.line.model.model.rope_deltas = self.deltas
@@ -243,3 +244,7 @@ class OriginalLane:
         if self.closed and number == self.calls - 1:
             layer.reset()
         return kept
+
+
+def _same(value: Any) -> Any:
+    return value

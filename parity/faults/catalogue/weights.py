@@ -164,9 +164,9 @@ FAULTS = (
         rewrites=(
             Rewrite(
                 WEIGHT_MAP,
-                "_assign(model, operation.alias, model.get_parameter(operation.target))",
+                "assign(model, operation.alias, model.get_parameter(operation.target))",
                 "import torch; drawn = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)); "
-                "_assign(model, operation.alias, torch.nn.Parameter(0.02 * drawn, requires_grad=False))",
+                "assign(model, operation.alias, torch.nn.Parameter(0.02 * drawn, requires_grad=False))",
             ),
         ),
     ),

@@ -1,0 +1,77 @@
+"""The weights of a re-authored model one stage at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.authoring.checkpoint import Checkpoint
+from models.authoring.config import ModelConfig
+from models.authoring.family import Family
+from models.authoring.hf_config import HFConfig
+from models.authoring.session import shipped_sessions
+from models.authoring.stage import Stage, modules_of
+from models.authoring.weight_map import assign, load_part, load_weights
+
+if TYPE_CHECKING:
+    from models.authoring.model import Model
+
+
+class ModelByStage:
+    """The model of a checkpoint folder, of which no parameter has values but those of a stage that is loaded.
+
+    Raises:
+        ModelError: anything wrong with the folder that names, shapes and dtypes tell.
+    """
+
+    def __init__(self, family: Family, folder: Path, *, fused: bool = False) -> None:
+        self.folder = folder
+        self.config: ModelConfig = family.config_from(HFConfig.load(folder))
+        self.model: Model = family.build(self.config, fused=fused, device="meta")
+        with Checkpoint(folder) as checkpoint:
+            self._operations = list(family.weight_map_of(self.config, checkpoint))
+            headers = {name: checkpoint[name].to("meta") for name in checkpoint}
+        load_weights(family.build(self.config, fused=fused, device="meta"), self._operations, headers)
+        paths = {module: path for path, module in self.model.named_modules()}
+        self._parameters = {
+            stage.name: [
+                f"{paths[module]}.{name}"
+                for part in modules_of(stage)
+                for module in part.modules()
+                for name, _ in module.named_parameters(recurse=False)
+            ]
+            for stage in self._all_stages()
+        }
+
+    @property
+    def stages(self) -> Sequence[str]:
+        """The names of all stages: those of encoders, then those of the model that reads what they make."""
+        return list(self._parameters)
+
+    @contextmanager
+    def loaded(self, stage: str) -> Iterator[None]:
+        """Give the parameters of a stage their values.
+
+        Raises:
+            CheckpointError: a tensor cannot be read, or is not finite.
+        """
+        names = self._parameters[stage]
+        empty = {name: self.model.get_parameter(name) for name in names}
+        with Checkpoint(self.folder) as checkpoint:  # closed again, so that what was read of it is not kept
+            load_part(self.model, self._operations, checkpoint, names)
+        try:
+            yield
+        finally:
+            for name, parameter in empty.items():
+                assign(self.model, name, parameter)
+
+    def _all_stages(self) -> Iterator[Stage]:
+        """Every stage of every entry point, in the order in which calls go through those that they do."""
+        sessions = shipped_sessions(self.config, 1)
+        encoders = dict.fromkeys(call.entry for session in sessions for call in session.calls)
+        prefills = {session.prefill for session in sessions if session.prefill}
+        entries = [*encoders, *sorted(prefills, key=len, reverse=True), "decode"]
+        stages = (stage for name in entries for stage in self.model.entry(name, cache_length=1).stages)
+        yield from {stage.name: stage for stage in stages}.values()
