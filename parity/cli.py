@@ -97,6 +97,14 @@ RemoteCode = Annotated[
         help="Let an original that transformers lacks run the code in its repository, on your machine.",
     ),
 ]
+Streamed = Annotated[
+    bool | None,
+    typer.Option(
+        "--streamed/--no-streamed",
+        help="Run models one stage at a time; by default where they would not fit into memory.",
+        show_default=False,
+    ),
+]
 GoldenDir = Annotated[Path | None, typer.Option("--golden-dir", help="Where recordings are kept.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the report as Markdown.")]
@@ -141,6 +149,7 @@ def check(
     golden: Annotated[bool, typer.Option("--golden", help="Gate on the recording, without the original.")] = False,
     golden_dir: GoldenDir = None,
     trust_remote_code: RemoteCode = False,
+    streamed: Streamed = None,
     json: JsonFile = None,
     markdown: MarkdownFile = None,
     html: HtmlFile = None,
@@ -167,6 +176,7 @@ def check(
             cache_length=kv_cache,
             golden=store if golden else None,
             remote_code=trust_remote_code,
+            streamed=streamed,
         )
         for model in _select(names)
     ]

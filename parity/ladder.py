@@ -26,8 +26,10 @@ from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe, with_enco
 from parity.errors import ParityError, PromptError, UsageError
 from parity.files import sha256_of
 from parity.inputs import Inputs, TokenizedPrompt
+from parity.memory import Streaming
 from parity.progress import Reporter
-from parity.runners.base import Guide, Recorded, Runner, record
+from parity.runners import conveyor
+from parity.runners.base import Guide, Recorded, Runner, answer, record
 from parity.runners.litert import LiteRT
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
@@ -114,6 +116,8 @@ class Ladder:
     scratch: Path
     reporter: Reporter
     remote_code: bool = False
+    #: Set where models are run one stage at a time.
+    streaming: Streaming | None = None
     #: The float files once they are made, in the order of ``exports``.
     files: list[FloatFile] = field(default_factory=list)
 
@@ -130,7 +134,7 @@ class Ladder:
     @contextmanager
     def converting(self) -> Iterator[isolated.Job[FloatFile] | None]:
         """The first conversion under way, when files are wanted and the model is small; it ends with the block."""
-        if not (self.plan.files and self.small):
+        if not (self.plan.files and self.small) or self.streaming:
             yield None
             return
         with self._conversion(self.exports[0]) as job:
@@ -198,7 +202,13 @@ class Ladder:
         """
         with self.reporter.step(runner.name) as progress:
             recorded = record(
-                runner, self.inputs, self.scratch, generate=self.generate, guide=guide, on_progress=progress
+                runner,
+                self.inputs,
+                self.scratch,
+                generate=self.generate,
+                guide=guide,
+                on_progress=progress,
+                answering=conveyor.answer if self.streaming else answer,
             )
         recorded.trace.check(recorded.inputs, self.config.vocab_size, runner.name, self.generate, guide)
         return recorded

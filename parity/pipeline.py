@@ -41,7 +41,8 @@ from parity.errors import GoldenError, ParityError, UsageError
 from parity.files import scratch_folder
 from parity.golden import GoldenStore, Recording, Reference
 from parity.inputs import Inputs, Prompt, PromptSet, read_prompts, tokenize
-from parity.ladder import Ladder, Plan, Rung, fit
+from parity.ladder import ORIGINALS, Ladder, Plan, Rung, fit
+from parity.memory import Streaming, streaming
 from parity.progress import Reporter
 from parity.report.record import Report, RungRecord
 from parity.report.side_by_side import Generated
@@ -60,6 +61,7 @@ class Request:
 
     Without ``prefill_lengths`` and ``cache_length`` they follow from the prompts.
     ``remote_code`` lets an original that transformers lacks run the code published with it.
+    ``streamed`` runs models one stage at a time, or never; by itself where they would not fit into memory.
     ``prompt_set`` is the set asked for, or the default: the family's, or the one that shows a tiny model's quirks.
     """
 
@@ -73,6 +75,7 @@ class Request:
     cache_length: int | None = None
     golden: GoldenStore | None = None
     remote_code: bool = False
+    streamed: bool | None = None
     plan: Plan = field(init=False)
     prompt_set: str = field(init=False)
 
@@ -81,6 +84,8 @@ class Request:
             raise UsageError(
                 f"--encoder-recipe is for models with an encoder, {self.model.name} has none; leave it out"
             )
+        if self.streamed and self.remote_code:
+            raise UsageError("--streamed does not run code that is published with a checkpoint; leave one of them out")
         object.__setattr__(self, "plan", Plan.of(self.rungs, self.recipes, self.encoder_recipe))
         object.__setattr__(self, "prompt_set", self.prompts or self.own_prompts)
 
@@ -116,6 +121,7 @@ def check(request: Request, reporter: Reporter) -> Report:
         weights = findings.weighed(_weigh(request, reporter))
         inputs = findings.read(_read(request, weights, reporter))
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
+        findings.streaming = ladder.streaming = _streaming(request, ladder)
         findings.least = least_floors(ladder.config)
         with ladder.converting() as converting:
             reference = findings.referred(*_refer(request, ladder), inputs)
@@ -278,6 +284,18 @@ def _ladder(
     )
 
 
+def _streaming(request: Request, ladder: Ladder) -> Streaming | None:
+    """Whether the rungs are run one stage at a time; said before it is begun."""
+    originals = () if request.golden else ORIGINALS
+    rungs = [*originals, *request.plan.rungs, *(["converting"] if request.plan.files else [])]
+    held = 8 * ladder.inputs.positions * ladder.config.vocab_size  # of the oracle, the largest
+    family, folder = request.model.family.name, ladder.weights.folder
+    found = streaming(request.streamed, family, folder, ladder.config, rungs, ladder.weights.size, held)
+    if found:
+        ladder.reporter.note(f"{request.name}: {found}")
+    return found
+
+
 def _refer(request: Request, ladder: Ladder) -> tuple[Reference, tuple[Recorded, Recorded] | None]:
     """What everything is compared to: the recording, or the oracle and the original's own noise."""
     if request.golden:
@@ -339,6 +357,7 @@ class _Findings:
         self.least: Mapping[str, float] = {}
         self.generation: list[dict[str, Any]] = []
         self.cause: str | None = None
+        self.streaming: Streaming | None = None
         self.locator = Locator(request.name, original=not request.golden)
 
     @contextmanager
@@ -453,6 +472,7 @@ class _Findings:
             environment=environment.describe(),
             seconds=time.perf_counter() - self.began,
             cause=self.cause,
+            streamed=self.streaming.to_json() if self.streaming else None,
         )
 
 

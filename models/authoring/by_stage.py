@@ -50,6 +50,10 @@ class ModelByStage:
         """The names of all stages: those of encoders, then those of the model that reads what they make."""
         return list(self._parameters)
 
+    def parameters_of(self, stage: str) -> int:
+        """How many a stage has."""
+        return sum(self.model.get_parameter(name).numel() for name in self._parameters[stage])
+
     @contextmanager
     def loaded(self, stage: str) -> Iterator[None]:
         """Give the parameters of a stage their values.

@@ -365,13 +365,15 @@ def _certainty(edge: Edge, metric: str, interval: object, noticed: object) -> st
 
 
 def remarks(report: Report) -> list[tuple[str, str]]:
-    """What one must know of how a run came about, each under a word: the original, frequencies, situations, encoder."""
+    """What one must know of how a run came about, each under a word: memory, the original, frequencies, and so on."""
     notes = dict.fromkeys(shown(rung.artifact["note"]) for rung in report.rungs if rung.artifact.get("note"))
     regimes = _rope_regimes(report)
     encoders = dict.fromkeys(
         shown(rung.artifact["encoder_recipe"]) for rung in report.rungs if rung.artifact.get("encoder_recipe")
     )
+    reason = report.streamed.get("reason") if report.streamed else None
     return [
+        *([("streamed", f"stage by stage, {shown(reason)}")] if reason else []),
         *(("original", note) for note in notes),
         *([("frequencies", regimes)] if regimes else []),
         *([("not applied", left_out)] if (left_out := _left_out(report)) else []),

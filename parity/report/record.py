@@ -55,7 +55,7 @@ class RungRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One model's run."""
+    """One model's run. ``streamed`` says why models were run one stage at a time, where they were."""
 
     model: str
     family: str
@@ -67,6 +67,7 @@ class Report:
     environment: Mapping[str, Any]
     seconds: float
     cause: str | None = None
+    streamed: Mapping[str, Any] | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -77,7 +78,13 @@ class Report:
         """The contract's object. Figures that are not finite become null; JSON has no name for them."""
         fields = asdict(self)
         ordered = ("model", "family", "weights", "prompt_set", "rungs", "edges", "generation")
-        tail = {"verdict": self.verdict, "cause": self.cause, "environment": self.environment, "seconds": self.seconds}
+        tail = {
+            "verdict": self.verdict,
+            "cause": self.cause,
+            "streamed": self.streamed,
+            "environment": self.environment,
+            "seconds": self.seconds,
+        }
         whole = {"schema_version": SCHEMA_VERSION, **{key: fields[key] for key in ordered}, **tail}
         cleaned: dict[str, Any] = without_infinities(whole)
         return cleaned
@@ -95,12 +102,14 @@ class Report:
                 raise UsageError(f"schema_version {found} is not {SCHEMA_VERSION}; run the check again")
             wrong = [key for key, kind in _KINDS.items() if not isinstance(record[key], kind)]
             wrong += [] if isinstance(record.get("cause"), _TEXT_OR_NONE) else ["cause"]
+            wrong += [] if isinstance(record.get("streamed"), (dict, type(None))) else ["streamed"]
             if wrong := wrong or list(_wrong_parts(record)):
                 raise UsageError(f"{wrong[0]} of this report is not what it should be; run the check again")
             edges = [Edge(**{**edge, "verdict": Verdict(edge["verdict"])}) for edge in record["edges"]]
             kept = {key: record[key] for key in _KEPT}
             rungs = [RungRecord(**rung) for rung in record["rungs"]]
-            return cls(**kept, rungs=rungs, edges=edges, seconds=record["seconds"], cause=record.get("cause"))
+            how = {"seconds": record["seconds"], "cause": record.get("cause"), "streamed": record.get("streamed")}
+            return cls(**kept, rungs=rungs, edges=edges, **how)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"this is not a report ({type(error).__name__}: {error}); run the check again") from None
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -132,7 +132,7 @@ class Recorded:
 
 
 #: Runs a runner over all inputs; gives its trace and its session's note.
-Answering = Callable[[Runner, Inputs, int, "Guide | None", isolated.Progress], tuple[Trace, str]]
+Answering = Callable[[Any, Inputs, int, "Guide | None", isolated.Progress], tuple[Trace, str]]
 
 
 def record(
