@@ -132,7 +132,8 @@ def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
         group = top / path.lstrip("/")
         for place in [group, *group.parents]:
             limits = [(_number(place / limit), _number(place / used)) for limit, used in _FILES]
-            left += [max(0, limit - used) for limit, used in limits if limit and place.is_relative_to(top)]
+            cached = _cached(place / "memory.stat")
+            left += [max(0, limit - used + cached) for limit, used in limits if limit and place.is_relative_to(top)]
     return left
 
 
@@ -145,6 +146,15 @@ def _number(path: Path) -> int:
     try:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
+        return 0
+
+
+def _cached(path: Path) -> int:
+    """Bytes of files that are kept in memory and can be dropped at once: a checkpoint that was read counts as used."""
+    try:
+        lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
+        return next((int(words[1]) for words in lines if words[:1] == ["inactive_file"]), 0)
+    except (OSError, ValueError, IndexError):
         return 0
 
 
