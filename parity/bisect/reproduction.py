@@ -222,19 +222,19 @@ def _convert(
 ) -> FloatFile:
     import torch
 
-    from models.authoring.signatures import EntryPoint, OneStage, Signature
+    from models.authoring.model import Entry
+    from models.authoring.signatures import Signature
 
     model = load_for_export(family, folder)
     entry = model.entry(it.entry, it.cache_length)
-    module: EntryPoint | OneStage = EntryPoint(model, entry)
     if it.stage != SIGNATURES:
         stages = {stage.name: stage for stage in entry.stages}
         if it.stage not in stages:
             raise RungError(f"{it.entry} has no stage {it.stage} any more; bisect again")
-        module = OneStage(model, stages[it.stage])
+        entry = Entry([stages[it.stage]], stages[it.stage].outputs)
     samples = {key: torch.from_numpy(value) for key, value in inputs.items()}
     export = Export(prefill_lengths=(max(it.length, 1),), cache_length=it.cache_length)
-    signature = Signature(f"{signature_name(it.entry, it.length)}.{it.stage}", module, samples)
+    signature = Signature(f"{signature_name(it.entry, it.length)}.{it.stage}", entry, samples)
     return write_file(model, [signature], export, destination, progress)
 
 
