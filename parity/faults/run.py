@@ -17,6 +17,7 @@ from parity.errors import ParityError
 from parity.faults.fault import OUTSIDE, Fault, Subject
 from parity.faults.planting import plant, planted
 from parity.faults.template import Template
+from parity.files import write_whole
 
 #: Seconds after which a run that has not ended is a hang; a sound one takes less than twenty.
 PATIENCE = 600
@@ -169,7 +170,4 @@ def _last_line(text: str) -> str:
 
 def save(findings: Iterable[Finding], path: Path) -> None:
     """Write findings as JSON, one a line."""
-    from parity.files import whole_file
-
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(asdict(each)) + "\n" for each in findings), encoding="utf-8")
+    write_whole(path, "".join(json.dumps(asdict(each)) + "\n" for each in findings))

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
 from parity.compare.verdict import Verdict
-from parity.files import whole_file
+from parity.files import write_whole
 from parity.report.figures import figure
 from parity.report.markdown import prose
 from parity.soak.results import Outcome
@@ -79,12 +79,9 @@ def summary_table(outcomes: Sequence[Outcome]) -> Table:
 
 def write_page(path: Path, header: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
     """The page, and its drawing beside it under the same name with ``.svg``."""
-    for place, text in (
-        (path.with_suffix(".svg"), drawing(outcomes)),
-        (path, page(header, outcomes, path.with_suffix(".svg").name)),
-    ):
-        with whole_file(place) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    picture = path.with_suffix(".svg")
+    write_whole(picture, drawing(outcomes))
+    write_whole(path, page(header, outcomes, picture.name))
 
 
 def page(header: Mapping[str, Any], outcomes: Sequence[Outcome], picture: str) -> str:

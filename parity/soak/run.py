@@ -27,7 +27,7 @@ from parity.convert.plain import conversion
 from parity.convert.quantize import quantization
 from parity.convert.recipes import DEFAULT_RECIPE, get_recipe
 from parity.errors import ParityError
-from parity.files import whole_file
+from parity.files import write_whole
 from parity.golden import Reference
 from parity.ladder import fit
 from parity.pipeline import judge_rung
@@ -253,8 +253,7 @@ def _keep(outcome: Outcome, draw: Draw, folder: Path, failures: Path) -> None:
         config = draw.model.family.config_from(HFConfig.load(folder))
         prompts = draw.inputs(folder, config).prompts
         facts["ids"] = {each.id: {"prompt": each.prompt, "continuation": each.continuation} for each in prompts}
-    with whole_file(kept / "draw.json") as temporary:
-        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_whole(kept / "draw.json", json.dumps(facts, indent=1) + "\n")
 
 
 def _silent(_done: int, _total: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from parity.errors import ParityError, UsageError
-from parity.files import scratch_folder, whole_file, whole_folder
+from parity.files import scratch_folder, whole_file, whole_folder, write_whole
 
 HOLD = """
 import sys, time
@@ -65,6 +65,16 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path, error: type[Ba
     with pytest.raises(error), whole_folder(tmp_path / "folder") as folder:
         fail(folder / "file")
     assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """As UTF-8, wherever it runs; a text that cannot be encoded to its end leaves the older one."""
+    path = tmp_path / "page.md"
+    write_whole(path, "80 \N{MULTIPLICATION SIGN}\n")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "x" * 100_000 + "\ud800")
+    assert path.read_bytes() == b"80 \xc3\x97\n"
     assert list(tmp_path.iterdir()) == [path]
 
 
