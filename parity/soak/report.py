@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from parity.compare.verdict import Verdict
 from parity.files import write_whole
 from parity.report.figures import figure
 from parity.report.markdown import prose
+from parity.report.templates import template
 from parity.soak.results import Outcome
 from parity.soak.variants import variants
 
@@ -197,8 +197,6 @@ def _environment(header: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Iter
 
 def drawing(outcomes: Sequence[Outcome]) -> str:
     """The spread of ``floor_ratio`` of the logits and of what encoders made, a row a preset, a panel a rung."""
-    import jinja2
-
     named = [(ALL, outcomes), *_by_preset(outcomes)]
     found = {
         rung: [Spread.of(values) if (values := ratios(of, rung, "floor_ratio")) else None for _, of in named]
@@ -232,9 +230,7 @@ def drawing(outcomes: Sequence[Outcome]) -> str:
         }  # fmt: skip
 
     bottom = top + row * len(named)
-    template = (resources.files("parity") / "report" / "soak.svg.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return template("soak.svg").render(
         title="floor_ratio by rung and preset",
         panels=[panel(number, rung) for number, rung in enumerate(FLOAT_RUNGS)],
         rows=[{"name": name, "y": top + row * i + row // 2, "all": name == ALL} for i, (name, _) in enumerate(named)],
