@@ -22,7 +22,7 @@ from parity.bisect.reproduction import save as save_reproduction
 from parity.compare.bisect import Bisection
 from parity.compare.copies import Numbers, copied, denouncing
 from parity.compare.generation import Generation, compare_generation
-from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
+from parity.compare.limits import UNQUANTIZED, Limit, limits_for
 from parity.compare.roundings import least_floors
 from parity.compare.situations import measure_situations, with_situations
 from parity.compare.verdict import (
@@ -399,7 +399,7 @@ class _Findings:
 
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
-        quantized = rung.name not in ("original", *FLOAT_RUNGS)
+        quantized = rung.name not in UNQUANTIZED
         rounding = rung.artifact.get("rounding", {})
         limits = partial(self._limits, rung.name, stored=bool(rounding))
         edges, generation = judge_rung(

@@ -12,7 +12,10 @@ UNIT_ROUNDOFF = 2.0**-24
 #: Positions below which there is no worst one in a hundred, only a worst one.
 TAIL_POSITIONS = 100
 
+#: Rungs that are judged by the original's own noise.
 FLOAT_RUNGS = ("reauthored", "float")
+#: Rungs with the weights as they were published, from the top of the ladder down.
+UNQUANTIZED = ("original", *FLOAT_RUNGS)
 
 
 @dataclass(frozen=True, kw_only=True)

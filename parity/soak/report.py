@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
+from parity.compare.limits import FLOAT_RUNGS, UNQUANTIZED, Limit, limits_for
 from parity.compare.verdict import Verdict
 from parity.files import write_whole
 from parity.report.figures import figure
@@ -120,13 +120,13 @@ def _float_rungs(outcomes: Sequence[Outcome]) -> Iterator[str]:
     yield ""
     yield "| rung | output | metric | edges | least | median | 95 % below | 99 % below | largest | limit |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    for who, metric, limit, spread in _spreads(outcomes, ("original", *FLOAT_RUNGS)):
+    for who, metric, limit, spread in _spreads(outcomes, UNQUANTIZED):
         shown = (spread.least, spread.middle, spread.high, spread.p99, spread.most, limit.most)
         yield f"| {who} | `{metric}` | {spread.count} | {' | '.join(map(figure, shown))} |"
 
 
 def _quantized_rungs(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    quantized = {edge["candidate"] for outcome in outcomes for edge in outcome.edges} - {*FLOAT_RUNGS, "original"}
+    quantized = {edge["candidate"] for outcome in outcomes for edge in outcome.edges} - set(UNQUANTIZED)
     if not quantized:
         return
     yield "## Quantized rungs"
