@@ -207,11 +207,12 @@ def bisect(request: Request, reporter: Reporter, output: Path | None = None) -> 
         bisector = Bisector(ladder, keeping=output is not None)
         for name in request.plan.rungs:
             files = partial(_float_files, ladder)
-            result = rung_of(name, request.plan.recipes, bisector, files)()
+            result = rung_of(name, request.plan, bisector, files)()
             found.append(result.bisection)
             if result.bisection.first:
                 if output:
-                    recipe = next((each.source for each in request.plan.recipes if each.name == name), None)
+                    quantized = request.plan.recipe(name)
+                    recipe = quantized.source if quantized else None
                     save_reproduction(
                         result,
                         output,
@@ -421,13 +422,13 @@ class _Findings:
             self.generation.append(asdict(generation))
 
     def _numbers(self, rung: Rung, trace: Trace) -> Numbers:
-        recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung.name), None)
+        recipe = self.request.plan.recipe(rung.name)
         bits = weight_bits(recipe) if recipe else 32
         return Numbers(rung.name, trace.digest, rung.artifact.get("sha256"), bits)
 
     def _limits(self, rung: str, output: Output, *, stored: bool) -> tuple[Limit, ...]:
         """Those of the rung's recipe, or of the one that its encoder has instead."""
-        recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung), None)
+        recipe = self.request.plan.recipe(rung)
         if recipe is None:
             return limits_for(rung, output=output)
         by = recipe.encoder if recipe.encoder and output == ENCODER else recipe
