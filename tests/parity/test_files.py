@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,21 @@ def test_scratch_of_the_dead_is_cleared_and_of_the_living_kept(tmp_path: Path) -
     assert kept < {path.name for path in tmp_path.iterdir()}
     assert (outside / "file").read_text() == "not ours"
     assert len(list(tmp_path.glob(".other.*.part"))) == 1
+
+
+def test_scratch_of_the_same_process_is_kept(tmp_path: Path) -> None:
+    """Whoever works beside it, or starts within it, clears nothing that is still in use."""
+    with scratch_folder(tmp_path) as outer, scratch_folder(tmp_path) as inner:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(_come_and_go, tmp_path).result()
+        assert outer.is_dir()
+        assert inner.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _come_and_go(place: Path) -> None:
+    with scratch_folder(place):
+        pass
 
 
 def test_strange_names_are_taken_as_they_are(tmp_path: Path) -> None:
