@@ -114,9 +114,11 @@ def with_generation(edge: Edge, generation: Generation) -> Edge:
 def naming_the_weight(edge: Edge, rounding: Mapping[str, tuple[float, str]]) -> Edge:
     """The edge; where a weight of its file is not what rounding would have made of it, that weight and its stage.
 
-    ``rounding`` has the figure and the weight for each ``weight_`` metric.
+    ``rounding`` has the figure and the weight for each ``weight_`` metric, of which the edge's limits say the most.
     """
-    broken = [name for figure, (_, name) in rounding.items() if f"weight_{figure} " in (edge.cause or "")]
+    broken = [
+        name for metric, (figure, name) in rounding.items() if figure > edge.limits.get(f"weight_{metric}", math.inf)
+    ]
     if edge.verdict is not Verdict.FAIL or not broken:
         return edge
     return replace(edge, first_divergent_stage=stage_of(broken[0]), cause=f"{edge.cause}; furthest off is {broken[0]}")
