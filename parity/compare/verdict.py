@@ -13,7 +13,7 @@ import numpy as np
 from models.authoring.stage import stage_of
 from parity.compare import sampling
 from parity.compare.generation import Generation
-from parity.compare.limits import FLOAT_RUNGS, TAIL_POSITIONS, Limit
+from parity.compare.limits import FLOAT_RUNGS, Limit
 from parity.compare.metrics import (
     PositionErrors,
     compare_positions,
@@ -265,8 +265,9 @@ def _too_few_prompts(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> str
     if prompts < 2:
         return "one prompt says nothing about others; give two at least, better seven"
     found = metrics.get("positions", 0)
-    if any(limit.metric == "kl_p99" for limit in limits) and found < TAIL_POSITIONS:
-        return f"{found} positions have no worst one in a hundred; give prompts of {TAIL_POSITIONS} at least"
+    if tail := next((limit for limit in limits if found < limit.positions_needed), None):
+        needed = f"give prompts of {tail.positions_needed} at least"
+        return f"{found} positions are too few for the limit of {tail.metric}; {needed}"
     for limit in (limit for limit in limits if limit.sampled):
         noticed = metrics["detectable"].get(limit.metric)
         if noticed is None or not noticed <= limit.room:
