@@ -116,9 +116,8 @@ def check(request: Request, reporter: Reporter) -> Report:
         weights = findings.weighed(_weigh(request, reporter))
         inputs = findings.read(_read(request, weights, reporter))
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
-        findings.least = least_floors(ladder.config)
         with ladder.converting() as converting:
-            reference = findings.referred(*_refer(request, ladder), inputs)
+            reference = findings.referred(*_refer(request, ladder), ladder)
             for rung in ladder.rungs(converting, reference.trace.said):
                 findings.judge(rung, reference, inputs, ladder)
     return findings.report()
@@ -337,10 +336,13 @@ class _Findings:
         self.rungs: list[RungRecord] = []
         self.edges: list[Edge] = []
         self.numbers: list[Numbers] = []
-        self.least: Mapping[str, float] = {}
         self.generation: list[dict[str, Any]] = []
         self.cause: str | None = None
         self.locator = Locator(request.name, original=not request.golden)
+        # Known once there is a reference, see ``referred``: what copies are told by.
+        self.shared: Inputs
+        self.digest: str
+        self.least: Mapping[str, float]
 
     @contextmanager
     def failing_closed(self) -> Iterator[None]:
@@ -379,12 +381,16 @@ class _Findings:
             self.prompt_set["left_out"] = dict(inputs.left_out)
         return inputs
 
-    def referred(self, reference: Reference, originals: tuple[Recorded, Recorded] | None, inputs: Inputs) -> Reference:
-        """Note the originals. The original's own edge shows the noise floor."""
+    def referred(self, reference: Reference, originals: tuple[Recorded, Recorded] | None, ladder: Ladder) -> Reference:
+        """Note the reference and the originals. The original's own edge shows the noise floor."""
+        alone = ladder.inputs.one_row
+        self.shared = alone if alone.prompts else ladder.inputs
+        self.digest = reference.trace.of(self.shared).digest
+        self.least = least_floors(ladder.config)
         if originals:
             oracle, original = originals
             self.rungs.append(_rung_record(Rung("original64", oracle)))
-            self._compare(Rung("original", original), original, reference, inputs)
+            self._compare(Rung("original", original), original, reference, ladder.inputs)
         return reference
 
     def judge(self, rung: Rung, reference: Reference, inputs: Inputs, ladder: Ladder) -> None:
@@ -413,9 +419,8 @@ class _Findings:
             sampled=quantized,
             rounding=rounding,
         )
-        shared = inputs.one_row if inputs.one_row.prompts else inputs
-        numbers = self._numbers(rung, recorded.trace.of(shared))
-        cause = copied(numbers, reference.trace.of(shared).digest, self.numbers, reference.floor, self.least)
+        numbers = self._numbers(rung, recorded.trace.of(self.shared))
+        cause = copied(numbers, self.digest, self.numbers, reference.floor, self.least)
         self.numbers.append(numbers)
         self.edges += denouncing(edges, cause)
         if generation.of:  # prompts made for situations are not generated from, and nothing of nothing is no result
