@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from parity.runners.base import Guide, Recorded, Runner, answer, record
 from parity.runners.litert import LiteRT
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
+from parity.runners.streamed_files import StreamedFiles
 from parity.weights import Weights
 from parity.weights.published import published
 
@@ -171,6 +173,9 @@ class Ladder:
             yield self._try(ours, {}, guide)
         if not self.plan.files:
             return
+        if self.streaming:
+            yield from (self._try_streamed(name, guide) for name in self.plan.files)
+            return
         try:
             made = self.convert(converting)
         except (ParityError, ModelError) as error:
@@ -231,6 +236,21 @@ class Ladder:
         except (ParityError, ModelError) as error:
             return Rung(runner.name, artifact=artifact, cause=str(error))
 
+    def _try_streamed(self, name: str, guide: Guide | None) -> Rung:
+        """An exported rung whose stages are converted, run and deleted one after another."""
+        recipe = next((recipe for recipe in self.plan.recipes if recipe.name == name), None)
+        facts = self.scratch / f"{name}.json"
+        family, folder = self.model.family.name, self.weights.folder
+        runner = StreamedFiles(
+            name, family, folder, self.exports, self.threads, self.end_tokens, facts=facts, recipe=recipe
+        )
+        rung = self._try(runner, self._about_files(), guide)
+        if rung.recorded is None:
+            return rung
+        found = json.loads(facts.read_text(encoding="utf-8"))
+        encoder = {"encoder_recipe": recipe.encoder.name} if recipe and recipe.encoder else {}
+        return replace(rung, artifact={**rung.artifact, **found, **encoder})
+
     def _try_recipe(self, recipe: Recipe, files: Sequence[FloatFile], guide: Guide | None) -> Rung:
         made = [file.path.with_name(f"quantized_{file.export.cache_length}.tflite") for file in files]
         try:
@@ -255,13 +275,18 @@ class Ladder:
         artifact = {
             "bytes": sum(path.stat().st_size for path in paths),
             "sha256": sha256_of(paths),
-            "cache_length": self.exports[0].cache_length,
+            **self._about_files(),
             **facts,
         }
-        regimes = [rope_facts(self.config, export.cache_length) for export in self.exports]
-        if any(regimes):
-            artifact["rope_regimes"] = regimes
         return self._try(LiteRT(name, tuple(paths), self.config, self.threads, self.end_tokens), artifact, guide)
+
+    def _about_files(self) -> dict[str, Any]:
+        """What is to be said of exported files, whatever is in them."""
+        regimes = [rope_facts(self.config, export.cache_length) for export in self.exports]
+        return {
+            "cache_length": self.exports[0].cache_length,
+            **({"rope_regimes": regimes} if any(regimes) else {}),
+        }
 
 
 def _load_strictly(family: str, folder: Path, progress: isolated.Progress) -> None:

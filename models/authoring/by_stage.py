@@ -29,11 +29,12 @@ class ModelByStage:
     def __init__(self, family: Family, folder: Path, *, fused: bool = False) -> None:
         self.folder = folder
         self.config: ModelConfig = family.config_from(HFConfig.load(folder))
-        self.model: Model = family.build(self.config, fused=fused, device="meta")
+        self._family, self._fused = family, fused
+        self.model = self.build()
         with Checkpoint(folder) as checkpoint:
             self._operations = list(family.weight_map_of(self.config, checkpoint))
             headers = {name: checkpoint[name].to("meta") for name in checkpoint}
-        load_weights(family.build(self.config, fused=fused, device="meta"), self._operations, headers)
+        load_weights(self.build(), self._operations, headers)
         paths = {module: path for path, module in self.model.named_modules()}
         self._parameters = {
             stage.name: [
@@ -44,6 +45,20 @@ class ModelByStage:
             ]
             for stage in self._all_stages()
         }
+
+    def build(self) -> Model:
+        """The same model again, on the meta device."""
+        return self._family.build(self.config, fused=self._fused, device="meta")
+
+    def hollow(self) -> Model:
+        """The same model with room for its parameters, which is not taken as long as nobody writes to it."""
+        import torch
+        from torch import nn
+
+        model = self.build()
+        for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+            assign(model, name, nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False))
+        return model
 
     @property
     def stages(self) -> Sequence[str]:

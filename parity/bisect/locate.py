@@ -54,6 +54,9 @@ class Locator:
         if rung.name == "reauthored" and not self.original:
             said = f'run "parity bisect {self.name}" with the original to find the stage'
             return [_failing(edge, None, said) for edge in edges]
+        if ladder.streaming:
+            said = f'run "parity bisect {self.name}" where the whole model fits into memory to find the stage'
+            return [_failing(edge, None, said) for edge in edges]
         try:
             found = self._bisect(rung.name, prompt, ladder)
         except Exception as error:  # noqa: BLE001  (the verdict stands, whatever keeps its stage from being found)

@@ -15,7 +15,7 @@ from models.authoring.stage import Stage
 from parity.convert.graphs import Graph, read_graph
 from parity.convert.internals import WEIGHT, Lowering
 from parity.convert.likeness import Parts, pattern
-from parity.convert.linking import Linker
+from parity.convert.linking import Linker, Value
 
 if TYPE_CHECKING:
     from parity import isolated
@@ -24,20 +24,7 @@ if TYPE_CHECKING:
 def compose(model: Model, signatures: Sequence[Signature], destination: Path, progress: isolated.Progress) -> None:
     """Convert ``signatures`` of the model to the file ``destination``."""
     parameters = dict(model.named_parameters())
-    composer = _Composer(parameters)
-    linker = Linker(len(signatures))
-    total = sum(len(signature.entry.stages) for signature in signatures)
-    done = 0
-    for signature in signatures:
-        linker.begin(signature.name)
-        known: dict[str, int] = {}
-        samples = dict(signature.inputs)
-        for stage in signature.entry.stages:
-            progress(done, total)
-            composer.place(linker, stage, known, samples)
-            done += 1
-        linker.finish(known, signature.inputs, signature.entry.outputs)
-    linker.write(destination, parameters, progress)
+    Composer(parameters).write(signatures, destination, parameters, progress)
 
 
 class _Alone(nn.Module):
@@ -54,8 +41,8 @@ class _Alone(nn.Module):
         return {f"out_{number}": each for number, each in enumerate(made)}
 
 
-class _Composer:
-    """Lowers every distinct stage once."""
+class Composer:
+    """Lowers every distinct stage once. ``parameters`` say what is called how; their values are of no interest."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
@@ -63,8 +50,50 @@ class _Composer:
         self._lowered: dict[Hashable, tuple[Graph, Mapping[str, Tensor]]] = {}
         self._alive: list[Any] = []  # some likenesses go by identity
 
-    def place(self, linker: Linker, stage: Stage, known: dict[str, int], samples: dict[str, Tensor]) -> None:
-        """Put a stage behind what is there, and samples of what it makes to the others."""
+    def write(
+        self,
+        signatures: Sequence[Signature],
+        destination: Path,
+        parameters: Mapping[str, Tensor],
+        progress: isolated.Progress,
+    ) -> None:
+        """Convert signatures to a file; ``parameters`` are asked for by name when their values are written."""
+        linker = Linker(len(signatures))
+        total = sum(len(signature.entry.stages) for signature in signatures)
+        done = 0
+        for signature in signatures:
+            linker.begin(signature.name)
+            known: dict[str, Value] = {}
+            samples = dict(signature.inputs)
+            for stage in signature.entry.stages:
+                progress(done, total)
+                samples |= self._place(linker, stage, known, samples)
+                done += 1
+            linker.finish(known, signature.inputs, signature.entry.outputs)
+        linker.write(destination, parameters, progress)
+
+    def made(self, stage: Stage, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Samples of what a stage makes of samples: of the right shapes, without anything having been computed."""
+        _, outputs, _ = self._lower(stage, samples)
+        return _samples(stage, outputs)
+
+    def _place(
+        self, linker: Linker, stage: Stage, known: dict[str, Value], samples: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Put a stage behind what is there; gives samples of what it makes."""
+        graph, outputs, alone = self._lower(stage, samples)
+        linker.place(
+            stage.name,
+            graph,
+            known,
+            inputs={f"in_{number}": name for number, name in enumerate(dict.fromkeys(stage.inputs))},
+            outputs={f"out_{number}": name for number, name in enumerate(stage.outputs)},
+            weights={name: self._names[id(each)] for name, each in alone.named_parameters(remove_duplicate=False)},
+        )
+        return _samples(stage, outputs)
+
+    def _lower(self, stage: Stage, samples: Mapping[str, Tensor]) -> tuple[Graph, Mapping[str, Tensor], _Alone]:
+        """The graph of a stage, or of one like it, samples of its outputs, and the stage as it was lowered."""
         parts = Parts()
         taken = list(dict.fromkeys(stage.inputs))
         shapes = tuple((tuple(samples[name].shape), samples[name].dtype) for name in taken)
@@ -76,15 +105,10 @@ class _Composer:
             with torch.no_grad():
                 lowered = self._lowering.lower(alone, given)
             self._lowered[key] = read_graph(lowered.content, WEIGHT), lowered.outputs
-        graph, outputs = self._lowered[key]
-        linker.place(
-            stage.name,
-            graph,
-            known,
-            inputs={f"in_{number}": name for number, name in enumerate(taken)},
-            outputs={f"out_{number}": name for number, name in enumerate(stage.outputs)},
-            weights={name: self._names[id(each)] for name, each in alone.named_parameters(remove_duplicate=False)},
-        )
-        for number, name in enumerate(stage.outputs):
-            like = outputs[f"out_{number}"]
-            samples[name] = torch.empty(like.shape, dtype=like.dtype)
+        return *self._lowered[key], alone
+
+
+def _samples(stage: Stage, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Samples of what a lowered stage makes, by the stage's own names."""
+    likes = {name: outputs[f"out_{number}"] for number, name in enumerate(stage.outputs)}
+    return {name: torch.empty(like.shape, dtype=like.dtype) for name, like in likes.items()}

@@ -77,18 +77,23 @@ def _convert(family: str, folder: Path, export: Export, destination: Path, progr
 
 def load_for_export(family: str, folder: Path) -> Model:
     """The model with its regions marked for the converter, in a process that does nothing else afterwards."""
+    from models import registry
+
+    prepare_converter()
+    return registry.family(family).load(folder, fused=True)
+
+
+def prepare_converter() -> None:
+    """Make a process fit for converting, and for nothing else afterwards."""
     import gc
 
     import torch
-
-    from models import registry
 
     # The converter's dependencies warn about each other; that goes to the job's log, and never stops a conversion.
     warnings.simplefilter("default")
     logging.getLogger().setLevel(logging.WARNING)
     gc.disable()  # this process ends with the conversion; collecting its many small graph objects costs a seventh of it
     torch.set_num_threads(1)  # tracing computes nothing large, and other rungs may be running beside it
-    return registry.family(family).load(folder, fused=True)
 
 
 def whole_signatures(model: Model, export: Export) -> Iterator[Signature]:

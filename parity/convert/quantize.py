@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,14 +53,19 @@ def quantize(
 
 
 def quantization(
-    source: Path, names: Sequence[str], recipe: Recipe, destination: Path
+    source: Path, names: Sequence[str], recipe: Recipe, destination: Path, *, part: bool = False
 ) -> partial[list[WeightPrecision]]:
-    """The same as a job, for a process that is there already."""
-    return partial(_quantize, source, names, recipe, destination)
+    """The same as a job, for a process that is there already; of a ``part`` everything may stay as it is."""
+    return partial(_quantize, source, names, recipe, destination, part)
 
 
 def _quantize(
-    source: Path, names: Sequence[str], recipe: Recipe, destination: Path, progress: isolated.Progress
+    source: Path,
+    names: Sequence[str],
+    recipe: Recipe,
+    destination: Path,
+    part: bool,
+    progress: isolated.Progress,
 ) -> list[WeightPrecision]:
     from ai_edge_quantizer import quantizer
 
@@ -79,9 +84,19 @@ def _quantize(
     with whole_file(destination) as temporary:
         temporary.write_bytes(quantized)
         found = list(_stored(temporary, source, names, rules))
-        if all(weight.precision == "float32" for weight in found):
-            raise RungError(f"{recipe.name} left every weight in float32; its rules match nothing in this file")
+        if not part:
+            require_quantized(recipe, found)
     return found
+
+
+def require_quantized(recipe: Recipe, found: Iterable[WeightPrecision]) -> None:
+    """Refuse a recipe that has done nothing.
+
+    Raises:
+        RungError: every weight is as it was.
+    """
+    if all(weight.precision == "float32" for weight in found):
+        raise RungError(f"{recipe.name} left every weight in float32; its rules match nothing in this file")
 
 
 def _stored(

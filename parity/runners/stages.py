@@ -263,16 +263,21 @@ class FileStages:
         return self.given[signature_name(entry, length)]
 
     def _step(self, signature: str, stage: str, inputs: Sequence[str]) -> Step:
-        if signature not in self._runners:
-            self._runners[signature] = self.interpreter.get_signature_runner(signature)
-        runner = self._runners[signature]
-        taken = runner.get_input_details()  # an input of which only the shape matters is none of the file's
-
         def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            if signature not in self._runners:
+                runner = self.interpreter.get_signature_runner(signature)
+                self._runners[signature] = runner, runner.get_input_details()
+            runner, taken = self._runners[signature]
+            # An input of which only the shape matters is none of the file's.
             made: dict[str, Tensor] = runner(**{name: value for name, value in inputs.items() if name in taken})
             return made
 
         return Step(stage, inputs, run)
+
+    def opened(self, interpreter: Any) -> None:
+        """Go on with another file, or with none."""
+        self._runners.clear()
+        self.interpreter = interpreter
 
 
 class Whole:
