@@ -11,6 +11,7 @@ from typing import Any
 
 from models.authoring.config import EncoderDecoderConfig, ModelConfig
 from parity import isolated
+from parity.convert.cutting import MOST
 from parity.errors import RungError, UsageError
 
 #: What a job takes before it holds any weights: the libraries, and what they keep.
@@ -21,7 +22,9 @@ CONVERTER = 1_500_000_000
 #: rungs hold the stored weights beside their own while they load; the converter and the runtime hold several copies.
 WHOLE = {"original64": 10, "original": 6, "reauthored": 6, "converting": 13, "float": 13, "weight_only_int8": 18}
 #: The same for each parameter of the largest stage. What the oracle reads is converted in small pieces.
-BY_STAGE = {"original64": 8, "original": 6, "reauthored": 6}
+BY_STAGE = {"original64": 8, "original": 6, "reauthored": 6, "converting": 6}
+#: What a quantizer takes for each parameter of a piece that is not cut further, beside the converter's libraries.
+QUANTIZING = 16
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ def streaming(
     if not asked and whole < there:
         return None
     expected = max(BY_STAGE.get(rung, 0) for rung in rungs) * size.largest + held + BASE
+    if "converting" in rungs:
+        expected = max(expected, QUANTIZING * min(size.largest, MOST) + held + CONVERTER)
     if expected > there:
         raise RungError(
             f"the largest stage alone has {size.largest / 1e6:.0f}M parameters and takes {_gb(expected)}, "

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.authoring.by_stage import ModelByStage
+from models.authoring.stage import Stage
+from parity.convert.cutting import MOST, Cutter
 from parity.convert.plain import Export, whole_signatures
 from parity.runners.stages import Layout
 
@@ -21,26 +23,34 @@ if TYPE_CHECKING:
 class StageFiles:
     """What ``export`` converts, by stages; ``layout``, ``stages``, ``given`` and ``cache`` are as of a staged file."""
 
-    def __init__(self, parts: ModelByStage, export: Export) -> None:
+    def __init__(self, parts: ModelByStage, export: Export, most: int = MOST) -> None:
         from parity.convert.composed import Composer
 
         self.parts = parts
         hollow = parts.hollow()
-        self._composer = Composer(dict(hollow.named_parameters()))
+        names = {id(parameter): name for name, parameter in hollow.named_parameters(remove_duplicate=False)}
+        self._cutter = Cutter(names, most)
         whole = list(whole_signatures(hollow, export))
+        #: The pieces that large stages are cut into, by their names.
+        self.pieces = {
+            piece.name: piece for each in whole for stage in each.entry.stages for piece in self._cutter.pieces(stage)
+        }
+        alone = [self._cut(each) for each in whole]
+        self._composer = Composer({**dict(hollow.named_parameters(remove_duplicate=False)), **self._cutter.parameters})
         self.layout = Layout(
             export.cache_length,
             {each.name: {name: tuple(value.shape) for name, value in each.inputs.items()} for each in whole},
         )
         self.stages: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
-            each.name: [(stage.name, tuple(dict.fromkeys(stage.inputs))) for stage in each.entry.stages]
-            for each in whole
+            each.name: [(stage.name, tuple(dict.fromkeys(stage.inputs))) for stage in stages]
+            for each, stages in zip(whole, alone, strict=True)
         }
         self.given = {each.name: tuple(each.entry.outputs) for each in whole}
         self.cache = {name: tuple(value.shape) for name, value in hollow.empty_cache(export.cache_length).items()}
         self._signatures: dict[str, list[Signature]] = {}
-        for stage, signature in self._alone(whole):
-            self._signatures.setdefault(stage, []).append(signature)
+        for each, stages in zip(whole, alone, strict=True):
+            for stage, signature in self._alone(each, stages):
+                self._signatures.setdefault(stage, []).append(signature)
 
     def has(self, stage: str) -> bool:
         """Whether any signature goes through the stage."""
@@ -48,17 +58,24 @@ class StageFiles:
 
     def write(self, stage: str, path: Path) -> None:
         """Write the file of a stage, whose signatures are called ``signature.stage``; its weights must be loaded."""
-        parameters = dict(self.parts.model.named_parameters(remove_duplicate=False))
+        parameters = self._cutter.values(dict(self.parts.model.named_parameters(remove_duplicate=False)))
         self._composer.write(self._signatures[stage], path, parameters, lambda _done, _total: None)
 
-    def _alone(self, whole: Sequence[Signature]) -> Iterator[tuple[str, Signature]]:
-        """Every stage of every signature as a signature of its own."""
+    def _cut(self, whole: Signature) -> list[Stage]:
+        """The stages of a signature, large ones in pieces."""
+        stages = []
+        for stage in whole.entry.stages:
+            pieces = self._cutter.pieces(stage)
+            stages += [self._cutter.stage(stage, piece) for piece in pieces] or [stage]
+        return stages
+
+    def _alone(self, whole: Signature, stages: Sequence[Stage]) -> Iterator[tuple[str, Signature]]:
+        """Every stage of a signature as a signature of its own."""
         from models.authoring.model import Entry
         from models.authoring.signatures import Signature
 
-        for signature in whole:
-            samples = dict(signature.inputs)
-            for stage in signature.entry.stages:
-                inputs = {name: samples[name] for name in stage.inputs}
-                yield stage.name, Signature(f"{signature.name}.{stage.name}", Entry([stage], stage.outputs), inputs)
-                samples |= self._composer.made(stage, samples)
+        samples = dict(whole.inputs)
+        for stage in stages:
+            inputs = {name: samples[name] for name in stage.inputs}
+            yield stage.name, Signature(f"{whole.name}.{stage.name}", Entry([stage], stage.outputs), inputs)
+            samples |= self._composer.made(stage, samples)

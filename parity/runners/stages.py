@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from models.authoring.config import ModelConfig
     from models.authoring.model import Model
     from models.authoring.stage import Stage
+    from parity.convert.cutting import Piece
 
 Precision = Literal["float32", "float64"]
 
@@ -240,6 +241,8 @@ class FileStages:
     stages: Mapping[str, Sequence[tuple[str, Sequence[str]]]]
     given: Mapping[str, Sequence[str]]
     cache: Mapping[str, Tensor]
+    #: Stages that are only parts of one, by name.
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
     _runners: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -257,7 +260,8 @@ class FileStages:
 
     def steps(self, entry: str, length: int) -> Sequence[Step]:
         signature = signature_name(entry, length)
-        return [self._step(f"{signature}.{stage}", stage, inputs) for stage, inputs in self.stages[signature]]
+        steps = [self._step(f"{signature}.{stage}", stage, inputs) for stage, inputs in self.stages[signature]]
+        return [self.pieces[step.name].step(step) if step.name in self.pieces else step for step in steps]
 
     def outputs(self, entry: str, length: int) -> Sequence[str]:
         return self.given[signature_name(entry, length)]

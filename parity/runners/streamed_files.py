@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from parity.convert.cutting import MOST, base_name
 from parity.convert.plain import Export, prepare_converter
 from parity.convert.recipes import Recipe
+from parity.files import sha256_of
 from parity.runners.conveyor import Line
 from parity.runners.driver import DrivenSession
 from parity.runners.stages import FileStages, refusals
@@ -41,6 +43,8 @@ class StreamedFiles:
     end_tokens: frozenset[int]
     facts: Path
     recipe: Recipe | None = None
+    #: Parameters of a stage that is not cut.
+    most: int = MOST
     one_row: bool = True
 
     @contextmanager
@@ -58,7 +62,7 @@ class StreamedFiles:
         prepare_converter()
         parts = ModelByStage(registry.family(self.family), self.folder, fused=True)
         with refusals(self.name), TemporaryDirectory() as scratch:
-            files = [StageFiles(parts, export) for export in self.exports]
+            files = [StageFiles(parts, export, self.most) for export in self.exports]
             source = _Files(self, parts, files, Path(scratch))
             yield DrivenLine(parts.config, source, source.programs, self.end_tokens)
             self.facts.write_text(json.dumps(source.facts()), encoding="utf-8")
@@ -79,16 +83,22 @@ class _Files:
                 each.stages,
                 each.given,
                 {name: np.zeros(shape, np.float32) for name, shape in each.cache.items()},
+                pieces=each.pieces,
             )
             for each in files
         ]
-        self.bytes = 0
+        #: Of every stage's files, by name: how large, their hash, and how their weights are stored.
+        self.sizes: dict[str, int] = {}
         self.hashes: dict[str, str] = {}
-        self.stored: dict[str, WeightPrecision] = {}
+        self.stored: dict[str, list[WeightPrecision]] = {}
 
     @property
     def stages(self) -> Sequence[str]:
-        return [stage for stage in self.parts.stages if any(each.has(stage) for each in self.files)]
+        found: list[str] = []
+        for stage in self.parts.stages:
+            pieces = [piece.name for piece in self.files[0].pieces.values() if piece.stage == stage]
+            found += [name for name in pieces or [stage] if any(each.has(name) for each in self.files)]
+        return found
 
     @contextmanager
     def loaded(self, stage: str) -> Iterator[None]:
@@ -96,13 +106,15 @@ class _Files:
 
         paths = {number: self.scratch / f"{number}.tflite" for number, each in enumerate(self.files) if each.has(stage)}
         with ExitStack() as stack:
-            with self.parts.loaded(stage):
+            piece = self.files[0].pieces.get(stage)
+            with self.parts.loaded(piece.stage if piece else stage):
                 for number, path in paths.items():
                     stack.callback(path.unlink, missing_ok=True)
                     self.files[number].write(stage, path)
             for number, path in paths.items():
                 self._quantize(stage, path)
-                self._note(f"{stage} {number}", path)
+                self.sizes[f"{stage} {number}"] = path.stat().st_size
+                self.hashes[f"{stage} {number}"] = sha256_of([path])
                 self.programs[number].opened(Interpreter(str(path), num_threads=self.runner.threads))
                 stack.callback(self.programs[number].opened, None)
             yield
@@ -121,23 +133,18 @@ class _Files:
         made = path.with_suffix(".quantized")
         found = quantization(path, read_names(path), recipe, made, part=True)(lambda _done, _total: None)
         made.replace(path)
-        for weight in found:
-            self.stored[weight.name] = weight
-
-    def _note(self, what: str, path: Path) -> None:
-        if what not in self.hashes:
-            self.bytes += path.stat().st_size
-            self.hashes[what] = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
+        self.stored[stage] = [replace(weight, name=base_name(weight.name)) for weight in found]
 
     def facts(self) -> Mapping[str, Any]:
         """Size, hash and signatures of all files together, and how weights are stored."""
         from parity.convert.quantize import require_quantized, summarize
 
+        stored = [weight for found in self.stored.values() for weight in found]
         if self.runner.recipe:
-            require_quantized(self.runner.recipe, self.stored.values())
+            require_quantized(self.runner.recipe, stored)
         return {
-            "bytes": self.bytes,
+            "bytes": sum(self.sizes.values()),
             "sha256": hashlib.sha256(json.dumps(self.hashes, sort_keys=True).encode()).hexdigest(),
             "signatures": list(self.files[0].stages),
-            **(summarize(list(self.stored.values())) if self.runner.recipe else {}),
+            **(summarize(stored) if self.runner.recipe else {}),
         }
