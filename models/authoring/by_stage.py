@@ -36,15 +36,12 @@ class ModelByStage:
             headers = {name: checkpoint[name].to("meta") for name in checkpoint}
         load_weights(self.build(), self._operations, headers)
         paths = {module: path for path, module in self.model.named_modules()}
-        self._parameters = {
-            stage.name: [
-                f"{paths[module]}.{name}"
-                for part in modules_of(stage)
-                for module in part.modules()
-                for name, _ in module.named_parameters(recurse=False)
-            ]
-            for stage in self._all_stages()
-        }
+        tied = {name: names for names in _names_of_each(self.model) for name in names}
+        self._parameters: dict[str, list[list[str]]] = {}
+        for stage in self._all_stages():
+            modules = [module for part in modules_of(stage) for module in part.modules()]
+            read = [f"{paths[each]}.{name}" for each in modules for name, _ in each.named_parameters(recurse=False)]
+            self._parameters[stage.name] = [tied[name] for name in read]
 
     def build(self) -> Model:
         """The same model again, on the meta device."""
@@ -56,8 +53,11 @@ class ModelByStage:
         from torch import nn
 
         model = self.build()
-        for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-            assign(model, name, nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False))
+        for tied in _names_of_each(model):
+            like = model.get_parameter(tied[0])
+            room = nn.Parameter(torch.empty_like(like, device="cpu"), requires_grad=False)
+            for name in tied:
+                assign(model, name, room)
         return model
 
     @property
@@ -67,16 +67,16 @@ class ModelByStage:
 
     def parameters_of(self, stage: str) -> int:
         """How many a stage has."""
-        return sum(self.model.get_parameter(name).numel() for name in self._parameters[stage])
+        return sum(self.model.get_parameter(names[0]).numel() for names in self._parameters[stage])
 
     @contextmanager
     def loaded(self, stage: str) -> Iterator[None]:
-        """Give the parameters of a stage their values.
+        """Give the parameters of a stage their values, under all the names that they have.
 
         Raises:
             CheckpointError: a tensor cannot be read, or is not finite.
         """
-        names = self._parameters[stage]
+        names = [name for tied in self._parameters[stage] for name in tied]
         empty = {name: self.model.get_parameter(name) for name in names}
         with Checkpoint(self.folder) as checkpoint:  # closed again, so that what was read of it is not kept
             load_part(self.model, self._operations, checkpoint, names)
@@ -94,3 +94,11 @@ class ModelByStage:
         entries = [*encoders, *sorted(prefills, key=len, reverse=True), "decode"]
         stages = (stage for name in entries for stage in self.model.entry(name, cache_length=1).stages)
         yield from {stage.name: stage for stage in stages}.values()
+
+
+def _names_of_each(model: Model) -> list[list[str]]:
+    """All names of every parameter; a tied one has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return list(names.values())

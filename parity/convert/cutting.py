@@ -115,7 +115,8 @@ class Cutter:
 
     def values(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters with values, and the pieces of them."""
-        found = {cut: parameters[name][piece.start : piece.end] for cut, (name, piece) in self.rows.items()}
+        there = {cut: row for cut, row in self.rows.items() if not parameters[row[0]].is_meta}
+        found = {cut: parameters[name][piece.start : piece.end] for cut, (name, piece) in there.items()}
         return {**parameters, **found}
 
     def _cut(self, stage: Stage) -> Iterator[Piece]:

@@ -28,7 +28,7 @@ class StageFiles:
 
         self.parts = parts
         hollow = parts.hollow()
-        names = {id(parameter): name for name, parameter in hollow.named_parameters(remove_duplicate=False)}
+        names = {id(parameter): name for name, parameter in hollow.named_parameters()}
         self._cutter = Cutter(names, most)
         whole = list(whole_signatures(hollow, export))
         #: The pieces that large stages are cut into, by their names.
@@ -36,7 +36,7 @@ class StageFiles:
             piece.name: piece for each in whole for stage in each.entry.stages for piece in self._cutter.pieces(stage)
         }
         alone = [self._cut(each) for each in whole]
-        self._composer = Composer({**dict(hollow.named_parameters(remove_duplicate=False)), **self._cutter.parameters})
+        self._composer = Composer({**dict(hollow.named_parameters()), **self._cutter.parameters})
         self.layout = Layout(
             export.cache_length,
             {each.name: {name: tuple(value.shape) for name, value in each.inputs.items()} for each in whole},
