@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from models.registry import Model
+    from parity.artifacts.cache import ArtifactCache
     from parity.progress import Reporter
     from parity.report.record import Report
 
@@ -25,6 +26,8 @@ golden_app = typer.Typer(help="Recordings that gate a conversion without the ori
 app.add_typer(golden_app, name="golden")
 faults_app = typer.Typer(help="Real porting bugs, planted to see that they are caught.", no_args_is_help=True)
 app.add_typer(faults_app, name="faults")
+cache_app = typer.Typer(help="Converted files that are kept between runs.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 
 #: Exit codes, a contract.
 PASSED, FAILED, MISUSED, INCONCLUSIVE = 0, 1, 2, 3
@@ -97,6 +100,9 @@ RemoteCode = Annotated[
         help="Let an original that transformers lacks run the code in its repository, on your machine.",
     ),
 ]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Neither take files from earlier runs nor keep any for later ones.")
+]
 GoldenDir = Annotated[Path | None, typer.Option("--golden-dir", help="Where recordings are kept.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the report as Markdown.")]
@@ -141,6 +147,7 @@ def check(
     golden: Annotated[bool, typer.Option("--golden", help="Gate on the recording, without the original.")] = False,
     golden_dir: GoldenDir = None,
     trust_remote_code: RemoteCode = False,
+    no_cache: NoCache = False,
     json: JsonFile = None,
     markdown: MarkdownFile = None,
     html: HtmlFile = None,
@@ -155,6 +162,7 @@ def check(
     from parity.report.record import overall
 
     store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
+    cache = _cache(no_cache)
     requests = [
         Request(
             model=model,
@@ -166,6 +174,7 @@ def check(
             prefill_lengths=prefill or (),
             cache_length=kv_cache,
             golden=store if golden else None,
+            cache=cache,
             remote_code=trust_remote_code,
         )
         for model in _select(names)
@@ -202,6 +211,7 @@ def bisect(
     prefill: Prefill = None,
     kv_cache: KVCache = None,
     trust_remote_code: RemoteCode = False,
+    no_cache: NoCache = False,
     json: JsonFile = None,
     html: HtmlFile = None,
     output: Annotated[
@@ -242,6 +252,7 @@ def bisect(
         encoder_recipe=encoder_recipe,
         prefill_lengths=prefill or (),
         cache_length=kv_cache,
+        cache=_cache(no_cache),
         remote_code=trust_remote_code,
     )
     for path in filter(None, (json, html)):
@@ -282,6 +293,7 @@ def convert(
     verification: Annotated[
         bool, typer.Option("--verification", help="Keep logits on prefill, as a check needs.")
     ] = False,
+    no_cache: NoCache = False,
 ) -> None:
     """Convert a checkpoint to a .tflite file, whole or not at all."""
     from rich.console import Console
@@ -299,6 +311,7 @@ def convert(
         prefill_logits=verification,
         grids=grid or (),
         reporter=_reporter(),
+        cache=_cache(no_cache),
         audio_seconds=audio_seconds,
     )
     console = Console()
@@ -325,6 +338,7 @@ def generate(
     recipe: Recipes = None,
     rung: Rungs = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to generate.")] = 32,
+    no_cache: NoCache = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Greedy generation from the same prompt on every rung, side by side."""
@@ -341,6 +355,7 @@ def generate(
         weights=weights,
         recipes=_expand(recipe),
         rungs=rung or (),
+        cache=_cache(no_cache),
         remote_code=trust_remote_code,
     )
     if image and MARKER not in text:
@@ -559,6 +574,31 @@ def faults_run(
     raise typer.Exit(PASSED if findings and caught == len(findings) else FAILED)
 
 
+@cache_app.command("list")
+def cache_list() -> None:
+    """List what is kept: what it is, its size, when it was made and last used."""
+    from rich.console import Console
+
+    from parity.artifacts.cache import ArtifactCache
+    from parity.artifacts.command import render_list
+
+    render_list(ArtifactCache.default(), Console())
+
+
+@cache_app.command("clear")
+def cache_clear(
+    older_than: Annotated[
+        float | None,
+        typer.Option("--older-than", min=0, metavar="DAYS", help="Only what was last used so many days ago."),
+    ] = None,
+) -> None:
+    """Remove what is kept, or what was not used for long. Runs that use it go on."""
+    from parity.artifacts.cache import ArtifactCache
+    from parity.artifacts.command import clear
+
+    typer.echo(clear(ArtifactCache.default(), older_than))
+
+
 def _select(names: Sequence[str]) -> list[Model]:
     from models import registry
 
@@ -571,6 +611,13 @@ def _expand(recipes: list[str] | None) -> Sequence[str]:
     from parity.convert.recipes import RECIPES
 
     return tuple(RECIPES) if recipes and "all" in recipes else recipes or ()
+
+
+def _cache(no_cache: bool) -> ArtifactCache | None:
+    """Made before any job is started."""
+    from parity.artifacts.cache import ArtifactCache
+
+    return None if no_cache else ArtifactCache.default()
 
 
 def _reporter() -> Reporter:

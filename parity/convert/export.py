@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,10 @@ from models.authoring.hf_config import HFConfig
 from models.authoring.session import shipped_sessions
 from models.registry import Model
 from parity import isolated
-from parity.convert.plain import Export, FloatFile, convert, file_name, rope_facts
-from parity.convert.quantize import quantize, summarize
+from parity.artifacts.cache import ArtifactCache
+from parity.artifacts.making import Artifacts
+from parity.convert.plain import Export, FloatFile, file_name, rope_facts
+from parity.convert.quantize import summarize
 from parity.convert.recipes import Recipe, get_recipe, with_encoder
 from parity.errors import UsageError
 from parity.files import scratch_folder, whole_file, writable
@@ -59,8 +62,11 @@ def to_file(
     grids: Sequence[str] = (),
     reporter: Reporter,
     audio_seconds: float | None = None,
+    cache: ArtifactCache | None = None,
 ) -> ConvertedFile:
     """Convert, quantize if a recipe is given, and put the file in place only when it is complete.
+
+    What is in the ``cache`` is not made again, and what is made goes into it.
 
     A model that hears takes up to ``audio_seconds``; ``grids`` are those of the pictures that a prompt may hold, such
     as ``32x32`` patches down and across.
@@ -101,12 +107,24 @@ def to_file(
     )
     with scratch_folder(destination.parent, destination.name) as scratch:
         made = scratch / "float.tflite"
-        with reporter.step("converting") as progress:
-            float_file = convert(model.family.name, checkpoint.folder, export, made, progress).value
-        made, notes = _quantized(float_file, chosen, reporter) if chosen else (made, ())
+        artifacts = Artifacts(cache, reporter.note)
+        with (
+            reporter.step("converting") as progress,
+            artifacts.float_file(model, checkpoint, export, made) as making,
+        ):
+            found = making.result(progress)
+        notes: tuple[str, ...] = ()
+        cached = found.cached
+        if chosen:
+            made, notes, cached = _quantized(found.value, chosen, artifacts, reporter)
         signatures = isolated.run("reading the file", partial(_signatures, made)).value
         with whole_file(destination) as temporary:
-            made.replace(temporary)
+            if made.stat().st_nlink > 1:
+                shutil.copyfile(made, temporary)  # a person may write into it, which must not change the kept file
+            else:
+                made.replace(temporary)
+        if cached:
+            notes = (*notes, "taken from the cache; --no-cache makes it anew")
     if facts := rope_facts(config, cache_length):
         said = (
             f"frequencies: {facts['rope_regime']} factors; a cache of up to {facts['rope_boundary']} has the short ones"
@@ -180,13 +198,20 @@ def _is_folder(output: Path) -> bool:
     return output.is_dir() or output.suffix != ".tflite"
 
 
-def _quantized(source: FloatFile, recipe: Recipe, reporter: Reporter) -> tuple[Path, tuple[str, ...]]:
+def _quantized(
+    source: FloatFile, recipe: Recipe, artifacts: Artifacts, reporter: Reporter
+) -> tuple[Path, tuple[str, ...], bool]:
+    """The quantized file, what there is to say of its weights, and whether it was taken from the cache."""
     destination = source.path.with_name("quantized.tflite")
-    with reporter.step(f"quantizing to {recipe.name}") as progress:
-        facts = summarize(quantize(source.path, source.names, recipe, destination, progress).value)
+    with (
+        reporter.step(f"quantizing to {recipe.name}") as progress,
+        artifacts.quantized_file(source, recipe, destination) as making,
+    ):
+        made = making.result(progress)
+    facts = summarize(made.value)
     counts = ", ".join(f"{count} {precision}" for precision, count in facts["weights"].items())
     exceptions = (f"{e['weight']}: {e['precision']}, not {e['asked']}" for e in facts["exceptions"])
-    return destination, (f"weights: {counts}", *exceptions)
+    return destination, (f"weights: {counts}", *exceptions), made.cached
 
 
 def _signatures(path: Path, progress: isolated.Progress) -> dict[str, str]:

@@ -365,17 +365,19 @@ def _certainty(edge: Edge, metric: str, interval: object, noticed: object) -> st
 
 
 def remarks(report: Report) -> list[tuple[str, str]]:
-    """What one must know of how a run came about, each under a word: the original, frequencies, situations, encoder."""
+    """What one must know of how a run came about, each under a word: the original, frequencies, situations, files."""
     notes = dict.fromkeys(shown(rung.artifact["note"]) for rung in report.rungs if rung.artifact.get("note"))
     regimes = _rope_regimes(report)
     encoders = dict.fromkeys(
         shown(rung.artifact["encoder_recipe"]) for rung in report.rungs if rung.artifact.get("encoder_recipe")
     )
+    cached = [shown(rung.name) for rung in report.rungs if rung.artifact.get("cached")]
     return [
         *(("original", note) for note in notes),
         *([("frequencies", regimes)] if regimes else []),
         *([("not applied", left_out)] if (left_out := _left_out(report)) else []),
         *(("encoder", f"what only the encoder reads is quantized by {name}") for name in encoders),
+        *([("files", f"{', '.join(cached)} of an earlier run; --no-cache makes them anew")] if cached else []),
     ]
 
 
