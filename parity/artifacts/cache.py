@@ -163,8 +163,8 @@ class ArtifactCache:
                 (temporary / MANIFEST).write_text(text, encoding="utf-8")
                 try:
                     temporary.rename(self.folder / key)
-                except OSError:
-                    if not (self.folder / key).is_dir():  # else another process made the same
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another process made the same
                         raise
         except (OSError, UsageError) as error:
             said = getattr(error, "strerror", None) or error

@@ -84,7 +84,7 @@ def test_who_has_taken_a_file_keeps_it(cache, notes, tmp_path) -> None:
 def test_without_links_files_are_copied(cache, notes, tmp_path, monkeypatch) -> None:
     """A temporary folder on another disk costs a copy."""
 
-    def elsewhere(self: Path, target: Path) -> None:
+    def elsewhere(*_: object) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(Path, "hardlink_to", elsewhere)
