@@ -186,12 +186,14 @@ class ArtifactCache:
     def clear(self, before: float = math.inf) -> list[Entry]:
         """Remove the entries that were last used ``before`` then, in seconds since 1970, and say which they were.
 
+        What killed processes left half done goes as well.
+
         Raises:
             UsageError, OSError: the folder cannot be written.
         """
         removed = [entry for entry in self.entries() if entry.used < before]
-        for entry in removed:
-            self._remove(entry.key)
+        if self.folder.is_dir():
+            self._remove(*(entry.key for entry in removed))
         return removed
 
     def _entries(self) -> Iterator[Entry]:
@@ -220,10 +222,12 @@ class ArtifactCache:
                 total -= entry.size
         return True
 
-    def _remove(self, key: str) -> None:
-        """At once for everybody else, however long its files take."""
-        with scratch_folder(self.folder, _PASSING) as bin_, suppress(FileNotFoundError):
-            (self.folder / key).rename(bin_ / key)
+    def _remove(self, *keys: str) -> None:
+        """Each at once for everybody else, however long its files take."""
+        with scratch_folder(self.folder, _PASSING) as bin_:
+            for key in keys:
+                with suppress(FileNotFoundError):  # another process was faster
+                    (self.folder / key).rename(bin_ / key)
 
 
 class _NoRoomError(Exception):
