@@ -228,7 +228,7 @@ def bisect(
 
     from parity.bisect import reproduction
     from parity.errors import UsageError
-    from parity.files import writable
+    from parity.files import writable, write_whole
     from parity.pipeline import Request
     from parity.pipeline import bisect as run
     from parity.report import stages
@@ -263,9 +263,9 @@ def bisect(
     about = {"model": request.name, "weights": weights, "prompts": request.prompt_set}
     bad = any(bisection.first for bisection in found)
     if json:
-        _write_text(json, dumps(stages.to_json(found, about), indent=1, allow_nan=False) + "\n")
+        write_whole(json, dumps(stages.to_json(found, about), indent=1, allow_nan=False) + "\n")
     if html:
-        _write_text(html, stages.to_html(found, about))
+        write_whole(html, stages.to_html(found, about))
     if bad and output:
         console.print(f"{output}: run `parity bisect --replay {output}` to see it again", markup=False, soft_wrap=True)
     raise typer.Exit(FAILED if bad else PASSED)
@@ -559,16 +559,14 @@ def faults_run(
     from parity.faults.catalogue import subjects
     from parity.faults.commands import carry_out, choose
     from parity.faults.matrix import to_markdown
-    from parity.files import whole_file, writable
+    from parity.files import writable, write_whole
 
     chosen, models = choose(fault or ()), _select(model) if model else subjects()
     for path in filter(None, (output, markdown)):
         writable(path)
     findings = carry_out(chosen, models, output, Console(stderr=True))
     if markdown:
-        with whole_file(markdown) as temporary:
-            page = to_markdown(chosen, findings, [model.name for model in models])
-            temporary.write_text(page, encoding="utf-8")
+        write_whole(markdown, to_markdown(chosen, findings, [model.name for model in models]))
     caught = sum(finding.caught for finding in findings)
     typer.echo(f"{caught} of {len(findings)} faults caught")
     raise typer.Exit(PASSED if findings and caught == len(findings) else FAILED)
@@ -628,22 +626,15 @@ def _reporter() -> Reporter:
     return Reporter(Console(stderr=True))
 
 
-def _write_text(path: Path, text: str) -> None:
-    from parity.files import whole_file
-
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _writers(json: Path | None, markdown: Path | None, html: Path | None) -> list[Callable[[Sequence[Report]], None]]:
     """What writes each file that was asked for; an unwritable place is refused now, not after the run."""
-    from parity.files import writable
+    from parity.files import writable, write_whole
     from parity.report.html import to_html
     from parity.report.markdown import to_markdown
     from parity.report.record import write_json
 
     def text_writer(path: Path, form: Callable[[Sequence[Report]], str]) -> Callable[[Sequence[Report]], None]:
-        return lambda reports: _write_text(path, form(reports))
+        return lambda reports: write_whole(path, form(reports))
 
     for path in filter(None, (json, markdown, html)):
         writable(path)

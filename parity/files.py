@@ -84,6 +84,12 @@ def whole_file(path: Path) -> Iterator[Path]:
             raise _unwritten(path, error) from error
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, as UTF-8, whole or not at all. Raises as ``whole_file`` does."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def writable(path: Path) -> None:
     """Refuse a place that cannot be written, before the work that would end there.
 

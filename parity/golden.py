@@ -21,7 +21,7 @@ from models.errors import UnknownModelError
 from parity import environment
 from parity.compare.verdict import NoiseFloor
 from parity.errors import GoldenError, UsageError
-from parity.files import sha256_of, whole_file
+from parity.files import sha256_of, whole_file, write_whole
 from parity.inputs import Inputs, read_prompts
 from parity.situations import is_made
 from parity.trace import Trace
@@ -122,8 +122,7 @@ class GoldenStore:
             "versions": environment.versions(),
         }
         facts["sha256"] = _digest(facts)
-        with whole_file(recording.sidecar) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_whole(recording.sidecar, json.dumps(facts, indent=1) + "\n")
 
     def replay(self, model: str, weights: Weights, inputs: Inputs) -> Reference:
         """The recording as a reference for today's rungs.

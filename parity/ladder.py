@@ -79,6 +79,10 @@ class Plan:
         """All wanted rungs, in ladder order."""
         return ("reauthored",) * self.reauthored + self.files
 
+    def recipe(self, rung: str) -> Recipe | None:
+        """The recipe of a quantized rung; ``None`` for any other."""
+        return next((recipe for recipe in self.recipes if recipe.name == rung), None)
+
 
 @dataclass(frozen=True)
 class Rung:

@@ -24,7 +24,7 @@ from parity.bisect.reproduction import save as save_reproduction
 from parity.compare.bisect import Bisection
 from parity.compare.copies import Numbers, copied, denouncing
 from parity.compare.generation import Generation, compare_generation
-from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
+from parity.compare.limits import UNQUANTIZED, Limit, limits_for
 from parity.compare.roundings import least_floors
 from parity.compare.situations import measure_situations, with_situations
 from parity.compare.verdict import (
@@ -120,9 +120,8 @@ def check(request: Request, reporter: Reporter) -> Report:
         weights = findings.weighed(_weigh(request, reporter))
         inputs = findings.read(_read(request, weights, reporter))
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
-        findings.least = least_floors(ladder.config)
         with ladder.converting() as converting:
-            reference = findings.referred(*_refer(request, ladder), inputs)
+            reference = findings.referred(*_refer(request, ladder), ladder)
             for rung in ladder.rungs(converting, reference.trace.said):
                 findings.judge(rung, reference, inputs, ladder)
     return findings.report()
@@ -211,11 +210,12 @@ def bisect(request: Request, reporter: Reporter, output: Path | None = None) -> 
         bisector = Bisector(ladder, keeping=output is not None)
         for name in request.plan.rungs:
             files = partial(_float_files, ladder)
-            result = rung_of(name, request.plan.recipes, bisector, files)()
+            result = rung_of(name, request.plan, bisector, files)()
             found.append(result.bisection)
             if result.bisection.first:
                 if output:
-                    recipe = next((each.source for each in request.plan.recipes if each.name == name), None)
+                    quantized = request.plan.recipe(name)
+                    recipe = quantized.source if quantized else None
                     save_reproduction(
                         result,
                         output,
@@ -341,10 +341,13 @@ class _Findings:
         self.rungs: list[RungRecord] = []
         self.edges: list[Edge] = []
         self.numbers: list[Numbers] = []
-        self.least: Mapping[str, float] = {}
         self.generation: list[dict[str, Any]] = []
         self.cause: str | None = None
         self.locator = Locator(request.name, original=not request.golden)
+        # Known once there is a reference, see ``referred``: what copies are told by.
+        self.shared: Inputs
+        self.digest: str
+        self.least: Mapping[str, float]
 
     @contextmanager
     def failing_closed(self) -> Iterator[None]:
@@ -383,12 +386,16 @@ class _Findings:
             self.prompt_set["left_out"] = dict(inputs.left_out)
         return inputs
 
-    def referred(self, reference: Reference, originals: tuple[Recorded, Recorded] | None, inputs: Inputs) -> Reference:
-        """Note the originals. The original's own edge shows the noise floor."""
+    def referred(self, reference: Reference, originals: tuple[Recorded, Recorded] | None, ladder: Ladder) -> Reference:
+        """Note the reference and the originals. The original's own edge shows the noise floor."""
+        alone = ladder.inputs.one_row
+        self.shared = alone if alone.prompts else ladder.inputs
+        self.digest = reference.trace.of(self.shared).digest
+        self.least = least_floors(ladder.config)
         if originals:
             oracle, original = originals
             self.rungs.append(_rung_record(Rung("original64", oracle)))
-            self._compare(Rung("original", original), original, reference, inputs)
+            self._compare(Rung("original", original), original, reference, ladder.inputs)
         return reference
 
     def judge(self, rung: Rung, reference: Reference, inputs: Inputs, ladder: Ladder) -> None:
@@ -404,7 +411,7 @@ class _Findings:
 
     def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
         self.rungs.append(_rung_record(rung))
-        quantized = rung.name not in ("original", *FLOAT_RUNGS)
+        quantized = rung.name not in UNQUANTIZED
         rounding = rung.artifact.get("rounding", {})
         limits = partial(self._limits, rung.name, stored=bool(rounding))
         edges, generation = judge_rung(
@@ -417,22 +424,21 @@ class _Findings:
             sampled=quantized,
             rounding=rounding,
         )
-        shared = inputs.one_row if inputs.one_row.prompts else inputs
-        numbers = self._numbers(rung, recorded.trace.of(shared))
-        cause = copied(numbers, reference.trace.of(shared).digest, self.numbers, reference.floor, self.least)
+        numbers = self._numbers(rung, recorded.trace.of(self.shared))
+        cause = copied(numbers, self.digest, self.numbers, reference.floor, self.least)
         self.numbers.append(numbers)
         self.edges += denouncing(edges, cause)
         if generation.of:  # prompts made for situations are not generated from, and nothing of nothing is no result
             self.generation.append(asdict(generation))
 
     def _numbers(self, rung: Rung, trace: Trace) -> Numbers:
-        recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung.name), None)
+        recipe = self.request.plan.recipe(rung.name)
         bits = weight_bits(recipe) if recipe else 32
         return Numbers(rung.name, trace.digest, rung.artifact.get("sha256"), bits)
 
     def _limits(self, rung: str, output: Output, *, stored: bool) -> tuple[Limit, ...]:
         """Those of the rung's recipe, or of the one that its encoder has instead."""
-        recipe = next((recipe for recipe in self.request.plan.recipes if recipe.name == rung), None)
+        recipe = self.request.plan.recipe(rung)
         if recipe is None:
             return limits_for(rung, output=output)
         by = recipe.encoder if recipe.encoder and output == ENCODER else recipe

@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from parity.compare.limits import ENCODER_LIMITS, FLOAT_RUNGS, RECIPE_LIMITS, Limit, limits_for
+from parity.compare.limits import ENCODER_LIMITS, RECIPE_LIMITS, UNQUANTIZED, Limit, limits_for
 
 #: Weight precisions by which recipes that are not in the table are judged.
 BITS = (16, 8, 4)
@@ -32,7 +32,7 @@ def in_force() -> Committed:
 
 
 def _all() -> Iterator[tuple[str, str, Limit]]:
-    rungs = dict.fromkeys(("original", *FLOAT_RUNGS, *RECIPE_LIMITS, *ENCODER_LIMITS))
+    rungs = dict.fromkeys((*UNQUANTIZED, *RECIPE_LIMITS, *ENCODER_LIMITS))
     for who, output in product(rungs, ("logits", "encoder")):
         yield from ((who, output, limit) for limit in limits_for(who, output=output, stored=output == "logits"))
     for bits, output in product(BITS, ("logits", "encoder")):

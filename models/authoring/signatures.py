@@ -11,20 +11,15 @@ from torch import Tensor, nn
 
 from models.authoring.model import Entry, Model
 from models.authoring.session import SessionInputs, Tensors, prefill_name
-from models.authoring.stage import Stage
 
 
 @dataclass(frozen=True)
 class Signature:
-    """``module(**inputs)`` returns named outputs. ``inputs`` are samples of the right shape.
-
-    That of an entry point knows its ``stages``.
-    """
+    """An entry point as it is exported. ``inputs`` are samples of the right shape, by name."""
 
     name: str
-    module: nn.Module
+    entry: Entry
     inputs: dict[str, Tensor]
-    stages: Sequence[Stage] = ()
 
 
 class EntryPoint(nn.Module):
@@ -55,7 +50,7 @@ def signatures(
     for name, tensors in _largest(sessions).items():
         entry = model.entry(name, cache_length)
         samples = {key: torch.from_numpy(value) for key, value in tensors.items()}
-        yield Signature(name, EntryPoint(model, entry), samples, entry.stages)
+        yield Signature(name, entry, samples)
         with torch.no_grad():
             known |= entry(samples)
     if rows := max(sum(call.rows for call in session.calls) for session in sessions):
@@ -64,33 +59,19 @@ def signatures(
         entry = model.entry(prefill, cache_length, logits=prefill_logits)
         for length in prefill_lengths:
             samples = _samples(entry, length, known, sessions)
-            yield Signature(prefill_name(prefill, length), EntryPoint(model, entry), samples, entry.stages)
+            yield Signature(prefill_name(prefill, length), entry, samples)
     entry = model.entry("decode", cache_length)
     samples = _samples(entry, 1, known, sessions)
-    yield Signature("decode", EntryPoint(model, entry), samples, entry.stages)
+    yield Signature("decode", entry, samples)
 
 
-class OneStage(nn.Module):
-    """Calls a single stage with named inputs."""
-
-    def __init__(self, model: Model, stage: Stage) -> None:
-        super().__init__()
-        self.model = model
-        self.stage = stage
-
-    def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
-        known = dict(tensors)
-        self.stage(known)
-        return {name: known[name] for name in self.stage.outputs}
-
-
-def stage_signatures(model: Model, whole: Iterable[Signature]) -> Iterator[Signature]:
+def stage_signatures(whole: Iterable[Signature]) -> Iterator[Signature]:
     """Every stage of the signatures ``whole`` as one of its own, ``signature.stage``, for a file to be looked into."""
     for signature in whole:
         known = dict(signature.inputs)
-        for stage in signature.stages:
+        for stage in signature.entry.stages:
             inputs = {name: known[name] for name in stage.inputs}
-            yield Signature(f"{signature.name}.{stage.name}", OneStage(model, stage), inputs)
+            yield Signature(f"{signature.name}.{stage.name}", Entry([stage], stage.outputs), inputs)
             with torch.no_grad():
                 stage(known)
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from parity.bisect.bisector import Bisector, Found
 from parity.compare.bisect import STAGE_PHASES, Phase
 from parity.compare.verdict import ENCODER, Edge, Verdict, furthest_off, worst
-from parity.convert.recipes import Recipe
 from parity.errors import RungError
-from parity.ladder import Ladder, Rung
+from parity.ladder import Ladder, Plan, Rung
 from parity.runners.base import shortest
 from parity.trace import Trace
 
@@ -84,13 +83,11 @@ class Locator:
                     scratch=Path(scratch),
                 )
             )
-            return rung_of(name, ladder.plan.recipes, bisector, lambda: [ladder.files[place].path])()
+            return rung_of(name, ladder.plan, bisector, lambda: [ladder.files[place].path])()
 
 
-def rung_of(
-    name: str, recipes: Sequence[Recipe], bisector: Bisector, files: Callable[[], Sequence[Path]]
-) -> Callable[[], Found]:
-    """What bisects the rung ``name``; ``files`` gives the float files, where those are asked for.
+def rung_of(name: str, plan: Plan, bisector: Bisector, files: Callable[[], Sequence[Path]]) -> Callable[[], Found]:
+    """What bisects the rung ``name`` of ``plan``; ``files`` gives the float files, where those are asked for.
 
     Raises:
         RungError: there is no such rung.
@@ -99,7 +96,7 @@ def rung_of(
         return bisector.reauthored
     if name == "float":
         return lambda: bisector.float_file(files())
-    recipe = next((recipe for recipe in recipes if recipe.name == name), None)
+    recipe = plan.recipe(name)
     if recipe is None:
         raise RungError(f"{name} is no rung of this run")
     return lambda: bisector.recipe(recipe)

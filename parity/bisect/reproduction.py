@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from parity.convert.plain import Export, FloatFile, load_for_export, write_file
 from parity.convert.quantize import quantize
 from parity.convert.recipes import get_recipe, with_encoder
 from parity.errors import RungError, UsageError
-from parity.files import whole_folder
+from parity.files import scratch_folder, whole_folder
 from parity.progress import Reporter
 from parity.runners.driver import Tensor
 from parity.runners.stages import refusals, signature_name, torch_stages
@@ -182,8 +181,8 @@ def _run_converted(
     it: Reproduction, family: str, weights: Weights, inputs: Tensors, progress: isolated.Progress | None
 ) -> Tensors:
     """Convert the stage alone, by the recipe if there is one, and run it."""
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        path = Path(scratch) / "stage.tflite"
+    with scratch_folder() as scratch:
+        path = scratch / "stage.tflite"
         file = isolated.run("converting", partial(_convert, it, family, weights.folder, inputs, path), progress).value
         if it.recipe:
             path = path.with_name("quantized.tflite")
@@ -222,19 +221,19 @@ def _convert(
 ) -> FloatFile:
     import torch
 
-    from models.authoring.signatures import EntryPoint, OneStage, Signature
+    from models.authoring.model import Entry
+    from models.authoring.signatures import Signature
 
     model = load_for_export(family, folder)
     entry = model.entry(it.entry, it.cache_length)
-    module: EntryPoint | OneStage = EntryPoint(model, entry)
     if it.stage != SIGNATURES:
         stages = {stage.name: stage for stage in entry.stages}
         if it.stage not in stages:
             raise RungError(f"{it.entry} has no stage {it.stage} any more; bisect again")
-        module = OneStage(model, stages[it.stage])
+        entry = Entry([stages[it.stage]], stages[it.stage].outputs)
     samples = {key: torch.from_numpy(value) for key, value in inputs.items()}
     export = Export(prefill_lengths=(max(it.length, 1),), cache_length=it.cache_length)
-    signature = Signature(f"{signature_name(it.entry, it.length)}.{it.stage}", module, samples)
+    signature = Signature(f"{signature_name(it.entry, it.length)}.{it.stage}", entry, samples)
     return write_file(model, [signature], export, destination, progress)
 
 

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 #: many roundings a model's output goes through in a row (``parity.compare.roundings`` derives and counts them).
 UNIT_ROUNDOFF = 2.0**-24
 
-#: Positions below which there is no worst one in a hundred, only a worst one.
-TAIL_POSITIONS = 100
-
+#: Rungs that are judged by the original's own noise.
 FLOAT_RUNGS = ("reauthored", "float")
+#: Rungs with the weights as they were published, from the top of the ladder down.
+UNQUANTIZED = ("original", *FLOAT_RUNGS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
     """``metric`` must lie in ``[least, most]``; ``reason`` says where the numbers come from.
 
-    A figure that is ``sampled`` is an estimate of what other prompts would give, which takes enough of them.
+    A figure that is ``sampled`` is an estimate of what other prompts would give, which takes enough of them. One that
+    means nothing on fewer than ``positions_needed`` is not judged on them.
     """
 
     metric: str
@@ -27,6 +28,7 @@ class Limit:
     least: float = -math.inf
     most: float = math.inf
     sampled: bool = True
+    positions_needed: int = 0
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` is within; NaN never is."""
@@ -86,6 +88,7 @@ def _quantized(
             metric="kl_p99",
             most=kl_p99,
             sampled=False,
+            positions_needed=100,  # with fewer there is no worst one in a hundred, only a worst one
             reason="The same at the worst position in a hundred of these very ones: a guard against few that are far "
             "off. From a few hundred positions a tail is no estimate of other prompts' (intervals drawn again and "
             "again hold it in 74 to 92 % of cases, not 95), so the prompts are not asked to be enough for one" + why,

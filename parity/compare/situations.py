@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parity.compare.limits import FLOAT_RUNGS, Limit
+from parity.compare.limits import UNQUANTIZED, Limit
 from parity.compare.verdict import Edge, NoiseFloor, Output, judge, measure, worst
 from parity.inputs import Inputs
 from parity.trace import Trace
@@ -24,9 +24,6 @@ SHOWN = (
     "top1_agreement",
     "top1_agreement_clear",
 )
-#: Rungs held to their limits in every situation by itself. Those of quantized rungs are of means over some hundred
-#: positions, which the few of a situation scatter around.
-HELD_EVERYWHERE = ("original", *FLOAT_RUNGS)
 
 
 def measure_situations(
@@ -48,13 +45,15 @@ def with_situations(
 ) -> Edge:
     """The edge with its figures in each situation of ``inputs``, as bad as the worst of those that it is held to.
 
+    Unquantized rungs are held to their limits in every situation by itself. The limits of quantized ones are of means
+    over some hundred positions, which the few of a situation scatter around.
     A situation that was not ``given`` to the rung does not apply to it, which is said and is no PASS.
     """
     parts = {name: part for name, part in given.situations.items() if edge.output in measured[name]}
     judged = {
         name: judge(edge.reference, edge.candidate, measured[name][edge.output], limits, edge.output)
         for name in parts
-        if edge.candidate in HELD_EVERYWHERE
+        if edge.candidate in UNQUANTIZED
     }
     found: dict[str, dict[str, Any]] = {}
     for name in inputs.situations:

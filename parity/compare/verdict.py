@@ -13,7 +13,7 @@ import numpy as np
 from models.authoring.stage import stage_of
 from parity.compare import sampling
 from parity.compare.generation import Generation
-from parity.compare.limits import FLOAT_RUNGS, TAIL_POSITIONS, Limit
+from parity.compare.limits import FLOAT_RUNGS, Limit
 from parity.compare.metrics import (
     PositionErrors,
     compare_positions,
@@ -114,9 +114,11 @@ def with_generation(edge: Edge, generation: Generation) -> Edge:
 def naming_the_weight(edge: Edge, rounding: Mapping[str, tuple[float, str]]) -> Edge:
     """The edge; where a weight of its file is not what rounding would have made of it, that weight and its stage.
 
-    ``rounding`` has the figure and the weight for each ``weight_`` metric.
+    ``rounding`` has the figure and the weight for each ``weight_`` metric, of which the edge's limits say the most.
     """
-    broken = [name for figure, (_, name) in rounding.items() if f"weight_{figure} " in (edge.cause or "")]
+    broken = [
+        name for metric, (figure, name) in rounding.items() if figure > edge.limits.get(f"weight_{metric}", math.inf)
+    ]
     if edge.verdict is not Verdict.FAIL or not broken:
         return edge
     return replace(edge, first_divergent_stage=stage_of(broken[0]), cause=f"{edge.cause}; furthest off is {broken[0]}")
@@ -263,8 +265,9 @@ def _too_few_prompts(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> str
     if prompts < 2:
         return "one prompt says nothing about others; give two at least, better seven"
     found = metrics.get("positions", 0)
-    if any(limit.metric == "kl_p99" for limit in limits) and found < TAIL_POSITIONS:
-        return f"{found} positions have no worst one in a hundred; give prompts of {TAIL_POSITIONS} at least"
+    if tail := next((limit for limit in limits if found < limit.positions_needed), None):
+        needed = f"give prompts of {tail.positions_needed} at least"
+        return f"{found} positions are too few for the limit of {tail.metric}; {needed}"
     for limit in (limit for limit in limits if limit.sampled):
         noticed = metrics["detectable"].get(limit.metric)
         if noticed is None or not noticed <= limit.room:

@@ -14,7 +14,7 @@ from models.authoring.config import ModelConfig
 from models.authoring.session import SessionInputs
 from parity import isolated
 from parity.convert.metadata import stamp
-from parity.convert.stored import name_weights
+from parity.convert.stored import name_weights, read_names
 from parity.errors import UsageError
 from parity.files import whole_file
 
@@ -30,6 +30,7 @@ class Export:
     prefill_lengths: tuple[int, ...]
     cache_length: int
     prefill_logits: bool = True
+    plain: bool = False
     sessions: tuple[SessionInputs, ...] = (SessionInputs(),)
 
     def __post_init__(self) -> None:
@@ -107,22 +108,35 @@ def write_file(
     model: Model, signatures: Iterable[Signature], export: Export, destination: Path, progress: isolated.Progress
 ) -> FloatFile:
     """Convert ``signatures`` of the model to the file ``destination``, whole or not at all."""
+    from parity.convert.composed import compose
+
+    signatures = list(signatures)
+    with whole_file(destination) as temporary:
+        if export.plain:
+            _convert_whole(model, signatures, temporary, progress)
+        else:
+            compose(model, signatures, temporary, progress)
+        if facts := rope_facts(model.config, export.cache_length):
+            stamp(temporary, facts)
+    parameters = dict(model.named_parameters())
+    names = name_weights(destination, parameters) if export.plain else read_names(destination)
+    return FloatFile(destination, export, tuple(signature.name for signature in signatures), names)
+
+
+def _convert_whole(
+    model: Model, signatures: Iterable[Signature], destination: Path, progress: isolated.Progress
+) -> None:
+    """The converter's own way: every signature as a whole."""
     import litert_torch
 
     import parity.convert.lowerings  # noqa: F401  (teaches the converter this project's operators)
+    from models.authoring.signatures import EntryPoint
 
     converter = litert_torch.Converter()
-    made = []
     for signature in signatures:
-        converter.add_signature(signature.name, signature.module, sample_kwargs=signature.inputs)
-        made.append(signature.name)
+        converter.add_signature(signature.name, EntryPoint(model, signature.entry), sample_kwargs=signature.inputs)
     progress(0, 1)
-    converted = converter.convert(strict_export=False)
-    with whole_file(destination) as temporary:
-        converted.export(str(temporary))
-        if facts := rope_facts(model.config, export.cache_length):
-            stamp(temporary, facts)
-    return FloatFile(destination, export, tuple(made), name_weights(destination, dict(model.named_parameters())))
+    converter.convert(strict_export=False).export(str(destination))
 
 
 def rope_facts(config: ModelConfig, cache_length: int) -> dict[str, int | str]:

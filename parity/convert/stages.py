@@ -40,16 +40,19 @@ def _convert(family: str, folder: Path, export: Export, destination: Path, progr
 
     model = load_for_export(family, folder)
     whole = list(whole_signatures(model, export))
-    file = write_file(model, stage_signatures(model, whole), export, destination, progress)
+    file = write_file(model, stage_signatures(whole), export, destination, progress)
     layout = Layout(
         export.cache_length,
         {each.name: {name: tuple(value.shape) for name, value in each.inputs.items()} for each in whole},
     )
+    stages = {
+        each.name: [(stage.name, tuple(dict.fromkeys(stage.inputs))) for stage in each.entry.stages] for each in whole
+    }
     return StagedFile(
         file,
         layout,
-        {each.name: [(stage.name, tuple(dict.fromkeys(stage.inputs))) for stage in each.stages] for each in whole},
-        {each.name: tuple(each.module.entry.outputs) for each in whole},  # type: ignore[union-attr, arg-type]
+        stages,
+        {each.name: tuple(each.entry.outputs) for each in whole},
         {name: tuple(value.shape) for name, value in model.empty_cache(export.cache_length).items()},
     )
 

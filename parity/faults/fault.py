@@ -8,16 +8,15 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from models.authoring.config import (
-    AttentionConfig,
     BlockConfig,
     DecoderConfig,
     EncoderDecoderConfig,
     MLPConfig,
     ModelConfig,
-    NormConfig,
     RopeConfig,
     SiglipConfig,
     VisionLanguageConfig,
+    WindowedVisionConfig,
 )
 from models.authoring.hf_config import HFConfig
 from models.authoring.weight_map import Operation
@@ -47,29 +46,10 @@ class Subject:
         """Its weight map."""
         return list(self.model.family.weight_map(self.config))
 
-    def all(self, kind: type[T]) -> list[T]:
-        """Every part of the configuration that is of this kind, in order."""
-        return list(_parts(self.config, kind))
-
-    @property
-    def attentions(self) -> list[AttentionConfig]:
-        """Of every block, and across."""
-        return self.all(AttentionConfig)
-
     @property
     def mlps(self) -> list[MLPConfig]:
         """Of every block, and of a merger."""
-        return self.all(MLPConfig)
-
-    @property
-    def norms(self) -> list[NormConfig]:
-        """All of them."""
-        return self.all(NormConfig)
-
-    @property
-    def ropes(self) -> list[RopeConfig]:
-        """Of the text, of a tower, of an encoder."""
-        return self.all(RopeConfig)
+        return list(_parts(self.config, MLPConfig))
 
     @property
     def text(self) -> DecoderConfig | None:
@@ -78,6 +58,11 @@ class Subject:
         if isinstance(config, VisionLanguageConfig):
             return config.text
         return config if isinstance(config, DecoderConfig) else None
+
+    @property
+    def vision(self) -> SiglipConfig | WindowedVisionConfig | None:
+        """The tower."""
+        return self.config.vision if isinstance(self.config, VisionLanguageConfig) else None
 
     @property
     def stacks(self) -> list[tuple[str, tuple[BlockConfig, ...], RopeConfig | None]]:
@@ -100,6 +85,26 @@ class Subject:
     def rotated(self) -> str | None:
         """The stage of the first block whose heads are rotated."""
         return next((f"{name}_0" for name, _, rope in self.stacks if rope), None)
+
+    @property
+    def capped(self) -> str | None:
+        """The stage of the first block whose scores are bounded."""
+        return self.block(lambda block: block.attention.softcap is not None)
+
+    @property
+    def windowed(self) -> str | None:
+        """The stage of the first block whose attention reaches back over a window only."""
+        return self.block(lambda block: block.attention.window is not None)
+
+    @property
+    def sequential(self) -> str | None:
+        """The stage of the first block whose feed-forward comes after attention, with a norm of its own."""
+        return self.block(lambda block: block.mlp_norm is not None)
+
+    @property
+    def prompted(self) -> str | None:
+        """The stage of the first block that has a cache, where prompts are taken in calls of several tokens."""
+        return self.causal if self.text else None
 
     @property
     def causal(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from parity.errors import ParityError
 from parity.faults.fault import OUTSIDE, Fault, Subject
 from parity.faults.planting import plant, planted
 from parity.faults.template import Template
+from parity.files import scratch_folder, write_whole
 
 #: Seconds after which a run that has not ended is a hang; a sound one takes less than twenty.
 PATIENCE = 600
@@ -96,8 +96,7 @@ def run_all(wanted: Sequence[tuple[Fault, Subject]], workers: int, on_finding: C
 
 def run(fault: Fault, subject: Subject, template: Template) -> Finding:
     """Plant a fault in a process of its own and hold what ``parity check`` says against what it should say."""
-    with tempfile.TemporaryDirectory(prefix="parity-fault-") as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         plant(fault.rewrites, folder)
         report = folder / "report.json"
         # What sound code made would hide a fault in making it, and what a planted one makes must not be kept.
@@ -170,7 +169,4 @@ def _last_line(text: str) -> str:
 
 def save(findings: Iterable[Finding], path: Path) -> None:
     """Write findings as JSON, one a line."""
-    from parity.files import whole_file
-
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(asdict(each)) + "\n" for each in findings), encoding="utf-8")
+    write_whole(path, "".join(json.dumps(asdict(each)) + "\n" for each in findings))

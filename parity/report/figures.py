@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
+from parity.compare.limits import UNQUANTIZED, Limit, limits_for
 from parity.compare.verdict import Edge, Verdict
 from parity.report.record import Report, RungRecord
 
@@ -113,7 +113,7 @@ class Column:
 
 def judged_by_floor(edge: Edge) -> bool:
     """Whether the noise floor says anything about this rung: not where it was made to lose precision."""
-    return "floor_ratio" in edge.limits or edge.candidate in _UNQUANTIZED
+    return "floor_ratio" in edge.limits or edge.candidate in UNQUANTIZED
 
 
 def _floor_ratio(edge: Edge, _: RungRecord) -> str:
@@ -161,7 +161,6 @@ PEAK = Column(title="peak\nMB", meaning="memory of its process at most", show=la
 
 #: As they stand side by side.
 COLUMNS = (FLOOR, WORST, REL_L2, KL_MEAN, KL_P99, TOP1, TOP1_CLEAR, TOP5, PERPLEXITY, SECONDS, PEAK)
-_UNQUANTIZED = ("original", *FLOAT_RUNGS)
 #: How figures are shown that are no plain number.
 SHOWN_AS = {
     **dict.fromkeys(("top1_agreement", "top1_agreement_clear", "top5_overlap"), percent),
@@ -182,7 +181,7 @@ def edge_name(edge: Edge) -> str:
 def ladder(report: Report) -> list[tuple[Edge, RungRecord]]:
     """The edges from the top of the ladder down, each with the rung that was run for it."""
     rungs = {rung.name: rung for rung in report.rungs}
-    order = {name: position for position, name in enumerate(_UNQUANTIZED)}
+    order = {name: position for position, name in enumerate(UNQUANTIZED)}
     edges = sorted(report.edges, key=lambda edge: order.get(edge.candidate, len(order)))
     return [(edge, rungs.get(edge.candidate, NO_RUNG)) for edge in edges]
 

@@ -11,6 +11,7 @@ from parity.report import figures
 from parity.report.figures import COLUMNS, DASH, LARGER_IS_BETTER, NAMED, Summary, number, shown
 from parity.report.record import Report, overall
 from parity.report.situations import SituationTable
+from parity.report.templates import template
 
 #: The figure that stands for a rung in the chart, if it was judged by it; the first that applies.
 _LEADING = ("floor_ratio", "kl_mean")
@@ -27,17 +28,7 @@ _NAME_LENGTH = 24
 
 def to_html(reports: Sequence[Report]) -> str:
     """The verdict, every rung's headroom at a glance, the figures, and what one needs to know to trust or repeat it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        loader=jinja2.PackageLoader("parity", "report"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("report.html.jinja").render(
+    return template("report.html").render(
         text=figures,
         columns=COLUMNS,
         dash=DASH,

@@ -11,7 +11,7 @@ from typing import Any
 
 from parity.compare.verdict import Edge, Verdict, worst
 from parity.errors import UsageError
-from parity.files import whole_file
+from parity.files import write_whole
 
 SCHEMA_VERSION = 1
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -143,8 +143,7 @@ def write_json(reports: Sequence[Report], path: Path) -> None:
             "models": [report.to_json() for report in reports],
             "verdict": overall(reports),
         }
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> list[Report]:

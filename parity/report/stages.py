@@ -18,6 +18,7 @@ from parity.report import figures
 from parity.report.figures import figure, multiple, shown
 from parity.report.html import tick
 from parity.report.record import without_infinities
+from parity.report.templates import template
 
 COLUMNS = {
     "entering": "accumulated error of what enters, from the first stage of the phase on",
@@ -97,17 +98,7 @@ def to_json(bisections: Sequence[Bisection], about: Mapping[str, Any]) -> dict[s
 
 def to_html(bisections: Sequence[Bisection], about: Mapping[str, Any]) -> str:
     """The finding, the growth of the error by depth, and every stage's figures."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        loader=jinja2.PackageLoader("parity", "report"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("stages.html.jinja").render(
+    return template("stages.html").render(
         about={shown(name): shown(value) for name, value in about.items()},
         bad=any(bisection.first for bisection in bisections),
         sections=[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from parity import environment
 from parity.compare.verdict import Verdict
-from parity.files import writable
+from parity.files import scratch_folder, writable
 from parity.soak.draws import draws
 from parity.soak.report import summary_table, write_page
 from parity.soak.results import SCHEMA_VERSION, Outcome, Results, read
@@ -54,8 +53,8 @@ def run(asked: Soak, console: Console, live: Console) -> bool:
         "files_every": asked.files_every,
         "environment": environment.describe(),
     }
-    with tempfile.TemporaryDirectory(prefix="parity-soak-") as scratch:
-        results = Results(asked.output or Path(scratch) / "draws.jsonl", header)
+    with scratch_folder() as scratch:
+        results = Results(asked.output or scratch / "draws.jsonl", header)
         with _showing(live, len(planned)) as on_finished:
             soak(planned, results, asked.failures, asked.workers or environment.threads(), on_finished)
         header, outcomes = read(results.path)

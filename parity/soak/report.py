@@ -6,18 +6,18 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from parity.compare.limits import FLOAT_RUNGS, Limit, limits_for
+from parity.compare.limits import FLOAT_RUNGS, UNQUANTIZED, Limit, limits_for
 from parity.compare.verdict import Verdict
-from parity.files import whole_file
+from parity.files import write_whole
 from parity.report.figures import figure
 from parity.report.markdown import prose
+from parity.report.templates import template
 from parity.soak.results import Outcome
 from parity.soak.variants import variants
 
@@ -79,12 +79,9 @@ def summary_table(outcomes: Sequence[Outcome]) -> Table:
 
 def write_page(path: Path, header: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
     """The page, and its drawing beside it under the same name with ``.svg``."""
-    for place, text in (
-        (path.with_suffix(".svg"), drawing(outcomes)),
-        (path, page(header, outcomes, path.with_suffix(".svg").name)),
-    ):
-        with whole_file(place) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    picture = path.with_suffix(".svg")
+    write_whole(picture, drawing(outcomes))
+    write_whole(path, page(header, outcomes, picture.name))
 
 
 def page(header: Mapping[str, Any], outcomes: Sequence[Outcome], picture: str) -> str:
@@ -123,13 +120,13 @@ def _float_rungs(outcomes: Sequence[Outcome]) -> Iterator[str]:
     yield ""
     yield "| rung | output | metric | edges | least | median | 95 % below | 99 % below | largest | limit |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    for who, metric, limit, spread in _spreads(outcomes, ("original", *FLOAT_RUNGS)):
+    for who, metric, limit, spread in _spreads(outcomes, UNQUANTIZED):
         shown = (spread.least, spread.middle, spread.high, spread.p99, spread.most, limit.most)
         yield f"| {who} | `{metric}` | {spread.count} | {' | '.join(map(figure, shown))} |"
 
 
 def _quantized_rungs(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    quantized = {edge["candidate"] for outcome in outcomes for edge in outcome.edges} - {*FLOAT_RUNGS, "original"}
+    quantized = {edge["candidate"] for outcome in outcomes for edge in outcome.edges} - set(UNQUANTIZED)
     if not quantized:
         return
     yield "## Quantized rungs"
@@ -200,8 +197,6 @@ def _environment(header: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Iter
 
 def drawing(outcomes: Sequence[Outcome]) -> str:
     """The spread of ``floor_ratio`` of the logits and of what encoders made, a row a preset, a panel a rung."""
-    import jinja2
-
     named = [(ALL, outcomes), *_by_preset(outcomes)]
     found = {
         rung: [Spread.of(values) if (values := ratios(of, rung, "floor_ratio")) else None for _, of in named]
@@ -235,9 +230,7 @@ def drawing(outcomes: Sequence[Outcome]) -> str:
         }  # fmt: skip
 
     bottom = top + row * len(named)
-    template = (resources.files("parity") / "report" / "soak.svg.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return template("soak.svg").render(
         title="floor_ratio by rung and preset",
         panels=[panel(number, rung) for number, rung in enumerate(FLOAT_RUNGS)],
         rows=[{"name": name, "y": top + row * i + row // 2, "all": name == ALL} for i, (name, _) in enumerate(named)],

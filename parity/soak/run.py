@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +26,7 @@ from parity.convert.plain import conversion
 from parity.convert.quantize import quantization
 from parity.convert.recipes import DEFAULT_RECIPE, get_recipe
 from parity.errors import ParityError
-from parity.files import whole_file
+from parity.files import scratch_folder, write_whole
 from parity.golden import Reference
 from parity.ladder import fit
 from parity.pipeline import judge_rung
@@ -152,11 +151,11 @@ def _run_all(draws: Sequence[Draw], results: Results, failures: Path, progress: 
 def run_draw(draw: Draw, failures: Path) -> Outcome:
     """One draw in this process: every rung on the same weights and prompts, judged as a check judges them."""
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="parity-soak-") as scratch:
-        folder = Path(scratch) / "checkpoint"
+    with scratch_folder() as scratch:
+        folder = scratch / "checkpoint"
         folder.mkdir()
         try:
-            found = _ladder(draw, folder, Path(scratch))
+            found = _ladder(draw, folder, scratch)
         except Exception as error:  # noqa: BLE001  (whatever it is, it is no PASS, and the next draw goes on)
             found = {"cause": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
         outcome = _outcome(draw, time.perf_counter() - began, **found)
@@ -253,8 +252,7 @@ def _keep(outcome: Outcome, draw: Draw, folder: Path, failures: Path) -> None:
         config = draw.model.family.config_from(HFConfig.load(folder))
         prompts = draw.inputs(folder, config).prompts
         facts["ids"] = {each.id: {"prompt": each.prompt, "continuation": each.continuation} for each in prompts}
-    with whole_file(kept / "draw.json") as temporary:
-        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_whole(kept / "draw.json", json.dumps(facts, indent=1) + "\n")
 
 
 def _silent(_done: int, _total: int) -> None:

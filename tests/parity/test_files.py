@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from parity.errors import ParityError, UsageError
-from parity.files import scratch_folder, whole_file, whole_folder
+from parity.files import scratch_folder, whole_file, whole_folder, write_whole
 
 HOLD = """
 import sys, time
@@ -65,6 +66,16 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path, error: type[Ba
     with pytest.raises(error), whole_folder(tmp_path / "folder") as folder:
         fail(folder / "file")
     assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """As UTF-8, wherever it runs; a text that cannot be encoded to its end leaves the older one."""
+    path = tmp_path / "page.md"
+    write_whole(path, "80 \N{MULTIPLICATION SIGN}\n")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "x" * 100_000 + "\ud800")
+    assert path.read_bytes() == b"80 \xc3\x97\n"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -133,6 +144,21 @@ def test_scratch_of_the_dead_is_cleared_and_of_the_living_kept(tmp_path: Path) -
     assert kept < {path.name for path in tmp_path.iterdir()}
     assert (outside / "file").read_text() == "not ours"
     assert len(list(tmp_path.glob(".other.*.part"))) == 1
+
+
+def test_scratch_of_the_same_process_is_kept(tmp_path: Path) -> None:
+    """Whoever works beside it, or starts within it, clears nothing that is still in use."""
+    with scratch_folder(tmp_path) as outer, scratch_folder(tmp_path) as inner:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(_come_and_go, tmp_path).result()
+        assert outer.is_dir()
+        assert inner.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _come_and_go(place: Path) -> None:
+    with scratch_folder(place):
+        pass
 
 
 def test_strange_names_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -27,10 +27,6 @@ def _silu(subject: Subject) -> str | None:
     return subject.block(lambda block: block.mlp.activation == "silu")
 
 
-def _capped(subject: Subject) -> str | None:
-    return subject.block(lambda block: block.attention.softcap is not None)
-
-
 def _capped_head(subject: Subject) -> str | None:
     return "head" if subject.text and subject.text.final_softcap else None
 
@@ -42,10 +38,6 @@ def _scaled_embedding(subject: Subject) -> str | None:
 def _scaled_head(subject: Subject) -> str | None:
     scaled = isinstance(subject.config, EncoderDecoderConfig) and subject.config.head_scale != 1.0
     return "head" if scaled else None
-
-
-def _sequential(subject: Subject) -> str | None:
-    return subject.block(lambda block: block.mlp_norm is not None)
 
 
 def _parallel(subject: Subject) -> str | None:
@@ -124,14 +116,14 @@ FAULTS = (
         name="attention soft-cap dropped",
         group="arithmetic",
         what="Scores are not bounded.",
-        at=_capped,
+        at=lambda subject: subject.capped,
         rewrites=(Rewrite(ATTENTION, "        if softcap is not None:", "        if False:"),),
     ),
     Fault(
         name="soft-cap after the mask",
         group="arithmetic",
         what="The bound is put on masked scores, which are then no longer masked.",
-        at=_capped,
+        at=lambda subject: subject.capped,
         rewrites=(
             Rewrite(
                 ATTENTION,
@@ -191,7 +183,7 @@ FAULTS = (
         name="residual after the norm",
         group="arithmetic",
         what="What attention adds is added to the normalized stream.",
-        at=_sequential,
+        at=lambda subject: subject.sequential,
         rewrites=(
             Rewrite(DECODER, "        x = x + attended\n", "        x = normed + attended\n"),
             Rewrite(ENCODER_DECODER, "        x = x + attended\n", "        x = normed + attended\n"),

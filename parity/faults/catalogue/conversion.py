@@ -41,10 +41,6 @@ def _tables(subject: Subject) -> str | None:
     return "embed"
 
 
-def _capped(subject: Subject) -> str | None:
-    return subject.block(lambda block: block.attention.softcap is not None)
-
-
 FAULTS = (
     Fault(
         name="signature outputs swapped",
@@ -108,7 +104,7 @@ FAULTS = (
         group="conversion",
         what="The kernel is not told to bound scores.",
         edge="float",
-        at=_capped,
+        at=lambda subject: subject.capped,
         rewrites=(Rewrite("models.layers.attention", '{"scale": scale, "logit_cap": softcap}', '{"scale": scale}'),),
     ),
     Fault(

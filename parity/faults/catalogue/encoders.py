@@ -26,11 +26,11 @@ def _hearing(stage: str) -> Callable[[Subject], str | None]:
 
 
 def _siglip(stage: str) -> Callable[[Subject], str | None]:
-    return lambda subject: stage if isinstance(getattr(subject.config, "vision", None), SiglipConfig) else None
+    return lambda subject: stage if isinstance(subject.vision, SiglipConfig) else None
 
 
 def _windowed(stage: str) -> Callable[[Subject], str | None]:
-    return lambda subject: stage if isinstance(getattr(subject.config, "vision", None), WindowedVisionConfig) else None
+    return lambda subject: stage if isinstance(subject.vision, WindowedVisionConfig) else None
 
 
 FAULTS = (

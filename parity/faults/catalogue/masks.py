@@ -18,12 +18,7 @@ def _causal(subject: Subject) -> str:
 
 def _causal_prompt(subject: Subject) -> str | None:
     """Where prompts are taken in several tokens that must not see those after them."""
-    both_ways = isinstance(subject.config, VisionLanguageConfig) and subject.config.bidirectional_prefix
-    return subject.causal if subject.text and not both_ways else None
-
-
-def _prompt(subject: Subject) -> str | None:
-    return subject.causal if subject.text else None
+    return None if _prefix(subject) else subject.prompted
 
 
 def _prefix(subject: Subject) -> str | None:
@@ -31,12 +26,8 @@ def _prefix(subject: Subject) -> str | None:
     return subject.causal if both_ways else None
 
 
-def _windowed(subject: Subject) -> str | None:
-    return subject.block(lambda block: block.attention.window is not None)
-
-
 def _windowed_prefix(subject: Subject) -> str | None:
-    return _windowed(subject) if _prefix(subject) else None
+    return subject.windowed if _prefix(subject) else None
 
 
 FAULTS = (
@@ -71,7 +62,7 @@ FAULTS = (
         name="window off by one",
         group="masks and cache",
         what="A window reaches one position further back.",
-        at=_windowed,
+        at=lambda subject: subject.windowed,
         rewrites=(
             Rewrite(
                 MASK,
@@ -84,14 +75,14 @@ FAULTS = (
         name="window in the other layers",
         group="masks and cache",
         what="The layers that look through a window and those that see everything are swapped.",
-        at=_windowed,
+        at=lambda subject: subject.windowed,
         rewrites=(Rewrite("models.gemma", "layer % 2 == 0", "layer % 2 == 1"),),
     ),
     Fault(
         name="window dropped",
         group="masks and cache",
         what="Every layer sees everything.",
-        at=_windowed,
+        at=lambda subject: subject.windowed,
         rewrites=(Rewrite(MASK, "    if window is not None:", "    if False:"),),
     ),
     Fault(
@@ -138,7 +129,7 @@ FAULTS = (
         name="prompt cached back to front",
         group="masks and cache",
         what="A prompt of several tokens is written back to front.",
-        at=_prompt,
+        at=lambda subject: subject.prompted,
         rewrites=(Rewrite(CACHE, WRITTEN, "    updated[:, start : start + count] = new.flip(1)\n"),),
     ),
     Fault(

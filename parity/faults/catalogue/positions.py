@@ -16,28 +16,11 @@ def _rotated(subject: Subject) -> str | None:
     return subject.rotated
 
 
-def _rotated_in_attention(subject: Subject) -> str | None:
-    """A tower in windows rotates, and asks nobody which channels go together."""
-    return next((f"{name}_0" for name, _, rope in subject.stacks if rope), None)
-
-
 def _partial(subject: Subject) -> str | None:
     found = (
         f"{name}_0" for name, blocks, rope in subject.stacks if rope and rope.rotary_dim < blocks[0].attention.head_dim
     )
     return next(found, None)
-
-
-def _rotated_decoder(subject: Subject) -> str | None:
-    """Where a prompt and what follows it go in calls of different lengths."""
-    return subject.causal if subject.text else None
-
-
-def _scaled(kind: type) -> object:
-    def at(subject: Subject) -> str | None:
-        return subject.causal if subject.text and isinstance(subject.text.rope.scaling, kind) else None
-
-    return at
 
 
 def _llama3(subject: Subject) -> str | None:
@@ -63,7 +46,7 @@ def _biased(subject: Subject) -> str | None:
 
 
 def _learned(subject: Subject) -> str | None:
-    return "stem" if isinstance(getattr(subject.config, "vision", None), SiglipConfig) else None
+    return "stem" if isinstance(subject.vision, SiglipConfig) else None
 
 
 FAULTS = (
@@ -117,7 +100,7 @@ FAULTS = (
         name="channels paired the other way",
         group="positions",
         what="Neighbours are rotated together where halves should be, or the other way round.",
-        at=_rotated_in_attention,
+        at=_rotated,
         rewrites=(
             Rewrite(ROPE, "    if interleaved:\n        pairs", "    if not interleaved:\n        pairs"),
             Rewrite(ROPE, "    if interleaved:\n        rotated", "    if not interleaved:\n        rotated"),
@@ -134,7 +117,7 @@ FAULTS = (
         name="position off by one in decode",
         group="positions",
         what="A token that is decoded is rotated by the position after its own.",
-        at=_rotated_decoder,
+        at=lambda subject: subject.prompted,
         rewrites=(
             Rewrite(
                 ROPE,

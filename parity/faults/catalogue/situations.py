@@ -29,8 +29,7 @@ def _beyond_training(subject: Subject) -> str | None:
 
 
 def _windowed(subject: Subject) -> str | None:
-    plain = isinstance(subject.config, DecoderConfig)
-    return subject.block(lambda block: block.attention.window is not None) if plain else None
+    return subject.windowed if isinstance(subject.config, DecoderConfig) else None
 
 
 FAULTS = (

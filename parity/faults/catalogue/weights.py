@@ -28,10 +28,6 @@ def _gated(subject: Subject) -> str | None:
     return subject.block(lambda block: block.mlp.gated)
 
 
-def _two_norms(subject: Subject) -> str | None:
-    return subject.block(lambda block: block.mlp_norm is not None)
-
-
 def _biased(subject: Subject) -> str | None:
     return subject.block(lambda block: block.attention.qkv_bias)
 
@@ -53,7 +49,7 @@ def _square(subject: Subject) -> str | None:
     config = subject.text or subject.config
     widths = {
         "block": getattr(config, "width", None),
-        "vision": getattr(getattr(subject.config, "vision", 0), "width", 0),
+        "vision": getattr(subject.vision, "width", 0),
     }
     for name, blocks, _ in subject.stacks:
         attention = blocks[0].attention
@@ -253,7 +249,7 @@ FAULTS = (
         name="norms swapped",
         group="weights",
         what="The gains before attention and before the feed-forward are loaded into each other's places.",
-        at=_two_norms,
+        at=lambda subject: subject.sequential,
         rewrites=loaded(
             "for module in model.modules():",
             "    if getattr(getattr(module, 'mlp_norm', None), 'weight', None) is not None:",

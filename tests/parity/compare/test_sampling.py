@@ -112,6 +112,17 @@ def test_too_few_prompts_are_an_error_that_says_how_many() -> None:
     assert judge("original64", "fp16", sampled(noises * 8), [limit]).verdict is not Verdict.ERROR
 
 
+@pytest.mark.parametrize(("positions", "verdict"), [(99, Verdict.ERROR), (100, Verdict.PASS)])
+def test_too_few_positions_are_an_error_that_says_how_many(positions: int, verdict: Verdict) -> None:
+    """A worst one in a hundred takes a hundred, whatever the prompts say as a sample."""
+    metrics = {"kl_p99": 0.1, "positions": positions, "prompts": 7, "interval": {}, "detectable": {}}
+    tail = next(limit for limit in RECIPE_LIMITS["dynamic_int8"] if limit.metric == "kl_p99")
+    edge = judge("original64", "dynamic_int8", metrics, [tail])
+    assert edge.verdict is verdict
+    said = "99 positions are too few for the limit of kl_p99; give prompts of 100 at least"
+    assert edge.cause == (said if verdict is Verdict.ERROR else None)
+
+
 @pytest.mark.parametrize(
     ("interval", "verdict"),
     [([1.5, 2.5], Verdict.FAIL), ([0.5, 3.5], Verdict.ERROR)],

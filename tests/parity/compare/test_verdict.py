@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from parity.compare.limits import UNIT_ROUNDOFF, Limit
 from parity.compare.metrics import compare_positions, concatenate, rel_l2, summarize, worst_position_rel_l2
-from parity.compare.verdict import NoiseFloor, Verdict, compare_phases, judge, measure, worst
+from parity.compare.verdict import NoiseFloor, Verdict, compare_phases, judge, measure, naming_the_weight, worst
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.trace import PHASES, PromptTrace, Trace
 
@@ -100,6 +100,23 @@ def test_inside_passes_outside_fails(value: float, bounds: tuple[float, float]) 
         assert "loss" in edge.cause
         assert str([least, most]) in edge.cause
     assert edge.limits == {"loss": [least, most]}
+
+
+@pytest.mark.parametrize(
+    ("loss", "steps", "stage", "named"),
+    [(0.0, 0.5, None, False), (2.0, 0.5, None, False), (0.0, 0.6, "block_3", True), (2.0, 0.6, "block_3", True)],
+)
+def test_a_weight_is_named_where_its_own_figure_is_outside(
+    loss: float, steps: float, stage: str | None, named: bool
+) -> None:
+    """With its stage, beside whatever else is wrong; a file that fails for other reasons blames no weight."""
+    limits = [limit("loss", most=1.0), limit("weight_steps", most=0.51), limit("weight_coarseness", most=1.01)]
+    metrics = {"loss": loss, "weight_steps": steps, "weight_coarseness": 1.0}
+    edge = judge("a", "dynamic_int8", metrics, limits)
+    found = naming_the_weight(edge, {"coarseness": (1.0, "x"), "steps": (steps, "blocks.3.mlp.up_proj.weight")})
+    assert found.verdict is edge.verdict
+    assert found.first_divergent_stage == stage
+    assert (found.cause or "") == (edge.cause or "") + ("; furthest off is blocks.3.mlp.up_proj.weight" * named)
 
 
 def test_every_broken_limit_is_named() -> None:

@@ -75,7 +75,9 @@ def test_a_spread_is_the_quantiles() -> None:
 
 def test_the_drawing_shows_every_preset_on_both_rungs() -> None:
     """A row for all and one for each preset; dots in the order of the medians; the limit right of everything."""
-    root = ET.fromstring(drawing(outcomes()))
+    drawn = drawing(outcomes())
+    assert drawn.endswith("</svg>\n")
+    root = ET.fromstring(drawn)
     texts = [element.text for element in root.iter(f"{SVG}text")]
     assert {"all", "a", "b"} <= set(texts)
     assert texts.count("limit") == 2

@@ -1,0 +1,90 @@
+"""Conversion by composing stages: what is alike is lowered once, whatever the depth of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from models.authoring.model import Model
+from models.authoring.signatures import Signature
+from models.authoring.stage import Stage
+from parity.convert.graphs import Graph, read_graph
+from parity.convert.internals import WEIGHT, Lowering
+from parity.convert.likeness import Parts, pattern
+from parity.convert.linking import Linker
+
+if TYPE_CHECKING:
+    from parity import isolated
+
+
+def compose(model: Model, signatures: Sequence[Signature], destination: Path, progress: isolated.Progress) -> None:
+    """Convert ``signatures`` of the model to the file ``destination``."""
+    parameters = dict(model.named_parameters())
+    composer = _Composer(parameters)
+    linker = Linker(len(signatures))
+    total = sum(len(signature.entry.stages) for signature in signatures)
+    done = 0
+    for signature in signatures:
+        linker.begin(signature.name)
+        known: dict[str, int] = {}
+        samples = dict(signature.inputs)
+        for stage in signature.entry.stages:
+            progress(done, total)
+            composer.place(linker, stage, known, samples)
+            done += 1
+        linker.finish(known, signature.inputs, signature.entry.outputs)
+    linker.write(destination, parameters, progress)
+
+
+class _Alone(nn.Module):
+    """A stage by itself, its inputs and outputs numbered, so that it is the same at every depth."""
+
+    def __init__(self, stage: Stage, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.stage = stage
+
+    def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
+        made = self.stage.run(*(tensors[f"in_{number}"] for number in pattern(self.stage.inputs)))
+        made = made if isinstance(made, tuple) else (made,)
+        return {f"out_{number}": each for number, each in enumerate(made)}
+
+
+class _Composer:
+    """Lowers every distinct stage once."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._lowering = Lowering()
+        self._lowered: dict[Hashable, tuple[Graph, Mapping[str, Tensor]]] = {}
+        self._alive: list[Any] = []  # some likenesses go by identity
+
+    def place(self, linker: Linker, stage: Stage, known: dict[str, int], samples: dict[str, Tensor]) -> None:
+        """Put a stage behind what is there, and samples of what it makes to the others."""
+        parts = Parts()
+        taken = list(dict.fromkeys(stage.inputs))
+        shapes = tuple((tuple(samples[name].shape), samples[name].dtype) for name in taken)
+        key = (parts.likeness(stage.run), pattern(stage.inputs), shapes)
+        alone = _Alone(stage, parts.modules)
+        self._alive.append(alone)
+        if key not in self._lowered:
+            given = {f"in_{number}": samples[name] for number, name in enumerate(taken)}
+            with torch.no_grad():
+                lowered = self._lowering.lower(alone, given)
+            self._lowered[key] = read_graph(lowered.content, WEIGHT), lowered.outputs
+        graph, outputs = self._lowered[key]
+        linker.place(
+            stage.name,
+            graph,
+            known,
+            inputs={f"in_{number}": name for number, name in enumerate(taken)},
+            outputs={f"out_{number}": name for number, name in enumerate(stage.outputs)},
+            weights={name: self._names[id(each)] for name, each in alone.named_parameters(remove_duplicate=False)},
+        )
+        for number, name in enumerate(stage.outputs):
+            like = outputs[f"out_{number}"]
+            samples[name] = torch.empty(like.shape, dtype=like.dtype)

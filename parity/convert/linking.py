@@ -1,0 +1,286 @@
+"""Putting lowered stages together into one file, in which every weight is stored once.
+
+A signature is its stages in order, each a copy of its graph whose inputs are tensors that are there already. What two
+stages would both work out from the same tensors is worked out once, and what no output needs is left out. The graphs
+are small; weights go from where they are straight to the end of the file, one at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import struct
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from parity.convert.constants import Constant
+from parity.convert.graphs import Graph
+from parity.convert.nodes import Node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from parity import isolated
+
+#: The runtime's kernels want constants at multiples of this.
+ALIGNMENT = 64
+#: Larger ones, in bytes, are written behind everything else.
+_SMALL = 1024
+#: A table cannot point further than this; larger files keep their weights outside of all tables.
+_REACH = 2**31 - 2**20
+_IDENTIFIER = b"TFL3"
+
+#: What a name stands for in a signature: the number of a tensor, or a constant that no operator has needed yet.
+Value = int | Constant
+
+
+@dataclass
+class _Signature:
+    """A signature while it is put together."""
+
+    name: str
+    inputs: dict[str, int]
+    tensors: list[Any] = field(default_factory=list)
+    operators: list[Any] = field(default_factory=list)
+    constants: dict[Constant, int] = field(default_factory=dict)
+    #: What operators of each kind have made of which tensors.
+    made: dict[Hashable, tuple[int, ...]] = field(default_factory=dict)
+
+
+class Linker:
+    """Takes signatures one after the other, then writes the file. ``count`` is how many there will be."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._signatures: list[tuple[_Signature, dict[str, int]]] = []
+        self._codes: dict[Hashable, int] = {}
+        self._code_tables: list[Any] = []
+        self._buffers: dict[Constant, int] = {}
+        self._called: dict[Graph, int] = {}
+        self._subgraphs: list[Any] = []
+        self._model: Any = None
+        self._current: _Signature | None = None
+
+    def begin(self, name: str) -> None:
+        """A new signature."""
+        self._current = _Signature(name, {})
+
+    def place(
+        self,
+        stage: str,
+        graph: Graph,
+        known: dict[str, Value],
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
+        weights: Mapping[str, str],
+    ) -> None:
+        """Copy a stage behind what is there.
+
+        ``known`` is what the signature has by name; the stage's outputs are added. ``inputs`` and ``outputs`` map the
+        graph's own names to those, ``weights`` its parameters to the model's. An input that is not known is the
+        signature's.
+        """
+        self._model = self._model or graph.model
+        numbers = {number: self._subgraph(each) for number, each in graph.within.items()}
+        values: dict[int, Value] = {place: constant.of(weights) for place, constant in graph.constants.items()}
+        for name, place in graph.inputs.items():
+            if inputs[name] not in known:
+                tensor = self._tensor(graph.tensors[place], inputs[name])
+                known[inputs[name]] = self._now.inputs[inputs[name]] = tensor
+            values[place] = known[inputs[name]]
+        for node in graph.nodes:
+            taken = [values.get(place, -1) for place in node.inputs]
+            if (found := node.worked_out(taken, graph.tensors)) is not None:
+                values[node.outputs[0]] = found
+            else:
+                values.update(zip(node.outputs, self._run(stage, node, taken, graph, numbers), strict=True))
+        known.update({outputs[name]: values[place] for name, place in graph.outputs.items()})
+
+    def _run(
+        self, stage: str, node: Node, values: Sequence[Value], graph: Graph, numbers: Mapping[int, int]
+    ) -> tuple[int, ...]:
+        """The tensors that the node makes of the values; by an operator of its own, unless one has made them before."""
+        signature = self._now
+        taken = tuple(value if isinstance(value, int) else self._constant(value) for value in values)
+        key = (node.kind, taken, *(numbers[number] for number in node.calls.values()))
+        made = None if node.stateful else signature.made.get(key)
+        if made is None:
+            made = tuple(self._tensor(graph.tensors[place], f"{stage}/{graph.names[place]}") for place in node.outputs)
+            signature.made[key] = made
+            operator = node.calling(numbers)
+            operator.opcodeIndex = self._code(node.code)
+            operator.inputs, operator.outputs = np.array(taken, np.int32), np.array(made, np.int32)
+            signature.operators.append(operator)
+        return made
+
+    def finish(self, known: Mapping[str, Value], inputs: Iterable[str], outputs: Iterable[str]) -> None:
+        """End the signature, which gives back the ``outputs`` of what is ``known``."""
+        signature = self._now
+        values = {name: known[name] for name in outputs}
+        made = {name: value if isinstance(value, int) else self._constant(value) for name, value in values.items()}
+        needed = set(made.values())
+        operators = []
+        for operator in reversed(signature.operators):
+            if needed.intersection(operator.outputs.tolist()):
+                needed.update(operator.inputs.tolist())
+                operators.append(operator)
+        signature.operators = operators[::-1]
+        given = {name: signature.inputs[name] for name in inputs if name in signature.inputs}
+        signature.inputs = {name: place for name, place in given.items() if place in needed}
+        self._signatures.append(_compact(signature, needed, made))
+        self._current = None
+
+    @property
+    def _now(self) -> _Signature:
+        assert self._current is not None, "begin() comes first"
+        return self._current
+
+    def _constant(self, constant: Constant) -> int:
+        """The tensor of a constant."""
+        known = self._now.constants
+        if constant not in known:
+            buffer = self._buffers.setdefault(constant, len(self._buffers) + 1)
+            tensor = schema.TensorT(
+                shape=np.array(constant.shape, np.int32),
+                type=getattr(schema.TensorType, constant.dtype.upper()),
+                buffer=buffer,
+                name=f"{self._now.name}/{constant.name or buffer}",
+                hasRank=True,
+            )
+            known[constant] = len(self._now.tensors)
+            self._now.tensors.append(tensor)
+        return known[constant]
+
+    def _tensor(self, like: Any, name: str) -> int:
+        """A tensor that a caller or an operator gives its values."""
+        tensor = copy.copy(like)
+        tensor.name, tensor.buffer = f"{self._now.name}/{name}", 0
+        self._now.tensors.append(tensor)
+        return len(self._now.tensors) - 1
+
+    def _code(self, code: Any) -> int:
+        key = (code.builtinCode, code.version, code.customCode)
+        if key not in self._codes:
+            self._codes[key] = len(self._codes)
+            self._code_tables.append(code)
+        return self._codes[key]
+
+    def _subgraph(self, graph: Graph) -> int:
+        """The number of a graph that operators run; stages that are alike share it."""
+        if graph not in self._called:
+            numbers = {number: self._subgraph(each) for number, each in graph.within.items()}
+            called = f"within_{len(self._subgraphs)}"
+            tensors = [copy.copy(each) for each in graph.tensors]
+            for place, tensor in enumerate(tensors):
+                constant = graph.constants.get(place)
+                tensor.name = f"{called}/{place}"
+                tensor.buffer = self._buffers.setdefault(constant, len(self._buffers) + 1) if constant else 0
+            operators = []
+            for node in graph.nodes:
+                operator = node.calling(numbers)
+                operator.opcodeIndex = self._code(node.code)
+                operators.append(operator)
+            subgraph = schema.SubGraphT(
+                tensors=tensors,
+                inputs=np.array(list(graph.inputs.values()), np.int32),
+                outputs=np.array(list(graph.outputs.values()), np.int32),
+                operators=operators,
+                name=called,
+            )
+            self._called[graph] = self._count + len(self._subgraphs)
+            self._subgraphs.append(subgraph)
+        return self._called[graph]
+
+    def write(self, path: Path, parameters: Mapping[str, Tensor], progress: isolated.Progress) -> None:
+        """Write the file; ``parameters`` are asked for by name, when their turn comes."""
+        assert len(self._signatures) == self._count, "as many signatures as were promised"
+        large = [(constant, number) for constant, number in self._buffers.items() if constant.bytes > _SMALL]
+        outside = sum(constant.bytes + ALIGNMENT for constant, _ in large) > _REACH
+        header = bytearray(self._header(parameters, outside=outside))
+        places, end = [], len(header)
+        for constant, _ in large:
+            start = -(-(end + 4) // ALIGNMENT) * ALIGNMENT
+            places.append(start)
+            end = start + constant.bytes
+        for (constant, number), start in zip(large, places, strict=True):
+            _point(header, number, start, constant.bytes, outside=outside)
+        with path.open("wb") as file:
+            file.write(header)
+            for done, ((constant, _), start) in enumerate(zip(large, places, strict=True)):
+                progress(done, len(large))
+                file.write(bytes(start - 4 - file.tell()))
+                file.write(struct.pack("<I", constant.bytes if constant.bytes < 2**32 else 0))
+                file.write(np.ascontiguousarray(constant.values(parameters)).reshape(-1).view(np.uint8).data)
+
+    def _header(self, parameters: Mapping[str, Tensor], *, outside: bool) -> bytes:
+        """Everything but the large constants, whose buffers point nowhere yet."""
+        buffers = [schema.BufferT()]
+        for constant in self._buffers:
+            if constant.bytes > _SMALL:
+                nowhere = schema.BufferT(offset=1, size=1) if outside else schema.BufferT(data=np.zeros(0, np.uint8))
+                buffers.append(nowhere)
+            else:
+                buffers.append(schema.BufferT(data=np.frombuffer(constant.values(parameters).tobytes(), np.uint8)))
+        metadata = []
+        for entry in self._model.metadata or ():
+            metadata.append(schema.MetadataT(name=entry.name, buffer=len(buffers)))
+            buffers.append(self._model.buffers[entry.buffer])
+        model = schema.ModelT(
+            version=self._model.version,
+            description=self._model.description,
+            operatorCodes=self._code_tables,
+            buffers=buffers,
+            metadata=metadata,
+            subgraphs=[*(_subgraph(*each) for each in self._signatures), *self._subgraphs],
+            signatureDefs=[_definition(number, *each) for number, each in enumerate(self._signatures)],
+        )
+        builder = flatbuffers.Builder(2**20)
+        builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
+        return bytes(builder.Output())
+
+
+def _compact(signature: _Signature, needed: set[int], made: Mapping[str, int]) -> tuple[_Signature, dict[str, int]]:
+    """The signature and its outputs without the tensors that nothing needs."""
+    places = {old: new for new, old in enumerate(sorted(place for place in needed if place >= 0))}
+    lookup = np.full(len(signature.tensors) + 1, -1, np.int32)  # the last one is for inputs that are left out
+    lookup[list(places)] = list(places.values())
+    signature.tensors = [signature.tensors[old] for old in places]
+    for operator in signature.operators:
+        operator.inputs, operator.outputs = lookup[operator.inputs], lookup[operator.outputs]
+    signature.inputs = {name: places[place] for name, place in signature.inputs.items()}
+    return signature, {name: places[place] for name, place in made.items()}
+
+
+def _subgraph(signature: _Signature, made: Mapping[str, int]) -> Any:
+    return schema.SubGraphT(
+        tensors=signature.tensors,
+        inputs=np.array(list(signature.inputs.values()), np.int32),
+        outputs=np.array(list(made.values()), np.int32),
+        operators=signature.operators,
+        name=signature.name,
+    )
+
+
+def _definition(number: int, signature: _Signature, made: Mapping[str, int]) -> Any:
+    return schema.SignatureDefT(
+        inputs=[schema.TensorMapT(name=name, tensorIndex=place) for name, place in signature.inputs.items()],
+        outputs=[schema.TensorMapT(name=name, tensorIndex=place) for name, place in made.items()],
+        signatureKey=signature.name,
+        subgraphIndex=number,
+    )
+
+
+def _point(header: bytearray, number: int, start: int, size: int, *, outside: bool) -> None:
+    """Let a buffer of a packed model point to where its values will be, ``start`` bytes into the file."""
+    table = schema.Model.GetRootAs(header, 0).Buffers(number)._tab  # noqa: SLF001  (the only way to a field's place)
+    if outside:
+        for slot, value in ((6, start), (8, size)):
+            struct.pack_into("<Q", header, table.Pos + table.Offset(slot), value)
+    else:
+        place = table.Pos + table.Offset(4)
+        struct.pack_into("<I", header, place, start - 4 - place)
