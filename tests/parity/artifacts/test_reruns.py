@@ -21,7 +21,6 @@ from parity.artifacts.command import ago
 from parity.cli import main
 from parity.errors import UsageError
 from parity.faults.catalogue import faults
-from parity.faults.catalogue.conversion import LOADED
 from parity.faults.fault import Subject
 from parity.faults.planting import Rewrite, plant, planted
 from parity.faults.run import run
@@ -33,8 +32,13 @@ from parity.weights import resolve
 
 MODEL = registry.get("amd-llama-135m")
 QUIET = Reporter(Console(stderr=True), quiet=True)
-#: Every weight of the converted model is broken; nothing is to be bisected then, which would take longer.
-BROKEN = Rewrite("parity.convert.plain", LOADED, f"    next(model.parameters()).data[:] = float('nan')\n{LOADED}")
+_LOADED = "    return registry.family(family).load(folder, fused=True)\n"
+#: The converted model has a weight of NaN, an ERROR: what FAILs would be bisected, which takes longer.
+BROKEN = Rewrite(
+    "parity.convert.plain",
+    _LOADED,
+    _LOADED.replace("return", "model =") + "    next(model.parameters()).data[:] = float('nan')\n    return model\n",
+)
 
 
 @pytest.fixture
