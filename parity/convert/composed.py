@@ -15,7 +15,7 @@ from models.authoring.stage import Stage
 from parity.convert.graphs import Graph, read_graph
 from parity.convert.internals import WEIGHT, Lowering
 from parity.convert.likeness import Parts, pattern
-from parity.convert.linking import Linker
+from parity.convert.linking import Linker, Value
 
 if TYPE_CHECKING:
     from parity import isolated
@@ -30,7 +30,7 @@ def compose(model: Model, signatures: Sequence[Signature], destination: Path, pr
     done = 0
     for signature in signatures:
         linker.begin(signature.name)
-        known: dict[str, int] = {}
+        known: dict[str, Value] = {}
         samples = dict(signature.inputs)
         for stage in signature.entry.stages:
             progress(done, total)
@@ -63,7 +63,7 @@ class _Composer:
         self._lowered: dict[Hashable, tuple[Graph, Mapping[str, Tensor]]] = {}
         self._alive: list[Any] = []  # some likenesses go by identity
 
-    def place(self, linker: Linker, stage: Stage, known: dict[str, int], samples: dict[str, Tensor]) -> None:
+    def place(self, linker: Linker, stage: Stage, known: dict[str, Value], samples: dict[str, Tensor]) -> None:
         """Put a stage behind what is there, and samples of what it makes to the others."""
         parts = Parts()
         taken = list(dict.fromkeys(stage.inputs))

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from litert_converter.mlir import ir, passmanager
 from litert_converter.mlir._mlir_libs import converter_api_ext
@@ -31,7 +30,7 @@ from parity.errors import RungError
 WEIGHT = "weight:"
 _NAME = "stage"
 #: Stands in for the contents of every weight, whatever its size: the converter never reads them.
-_NOTHING = np.zeros(16, np.uint8)
+_NOTHING = memoryview(bytearray(16))
 #: What stands in a printed module for contents that are too large to print.
 _ELIDED = "__elided__"
 
@@ -103,7 +102,7 @@ class Lowering:
                 if each.input_spec.is_user_input:
                     continue
                 if name in parameters:
-                    empty = ir.DenseResourceElementsAttr.get_from_buffer(memoryview(_NOTHING), name, argument.type)
+                    empty = ir.DenseResourceElementsAttr.get_from_buffer(_NOTHING, name, argument.type)
                     weights[_resource(empty)] = name
                     constant = arith.ConstantOp(argument.type, empty).results[0]
                 else:
