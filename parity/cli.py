@@ -282,6 +282,8 @@ def convert(
     verification: Annotated[
         bool, typer.Option("--verification", help="Keep logits on prefill, as a check needs.")
     ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="The converter's own way: slower, without composing.")] = False,
+    timings: Annotated[bool, typer.Option("--timings", help="Say what the time was spent on.")] = False,
 ) -> None:
     """Convert a checkpoint to a .tflite file, whole or not at all."""
     from rich.console import Console
@@ -300,6 +302,7 @@ def convert(
         grids=grid or (),
         reporter=_reporter(),
         audio_seconds=audio_seconds,
+        plain=plain,
     )
     console = Console()
     console.print(f"{file.path}", markup=False, highlight=False, soft_wrap=True)
@@ -308,6 +311,9 @@ def convert(
         console.print(f"  {signature}: {shapes}", markup=False, highlight=False, soft_wrap=True)
     for line in file.notes:
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    if timings:
+        for spent, seconds in file.spent.items():
+            console.print(f"  {seconds:6.2f} s  {spent}", markup=False, highlight=False)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from parity import isolated
 from parity.convert.plain import Export, FloatFile, convert, file_name, rope_facts
 from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import Recipe, get_recipe, with_encoder
+from parity.convert.timings import Timings
 from parity.errors import UsageError
 from parity.files import scratch_folder, whole_file, writable
 from parity.media.sounds import MOST_SECONDS, RATE
@@ -37,13 +38,17 @@ _FOLDED = ("kv_cache_", "cross_")
 
 @dataclass(frozen=True)
 class ConvertedFile:
-    """What was written: ``signatures`` name their tensors and shapes, ``notes`` say what a person should know."""
+    """What was written: ``signatures`` name their tensors and shapes, ``notes`` say what a person should know.
+
+    ``spent`` says on what the ``seconds`` were.
+    """
 
     path: Path
     size: int
     seconds: float
     signatures: Mapping[str, str]
     notes: tuple[str, ...]
+    spent: Mapping[str, float]
 
 
 def to_file(
@@ -59,6 +64,7 @@ def to_file(
     grids: Sequence[str] = (),
     reporter: Reporter,
     audio_seconds: float | None = None,
+    plain: bool = False,
 ) -> ConvertedFile:
     """Convert, quantize if a recipe is given, and put the file in place only when it is complete.
 
@@ -70,12 +76,16 @@ def to_file(
         ParityError, ModelError: the weights or the converter failed; nothing is left behind.
     """
     began = time.perf_counter()
+    timings = Timings()
     # What is decided before the weights are here is decided by the preset's configuration.
     expected = model.family.config_from(HFConfig(model.preset.values(tiny=weights == "tiny"), model.name))
     cache_length = cache_length or min(CACHE_LENGTH, expected.max_positions)
     seconds = _audio_seconds(expected, audio_seconds)
     export = Export(
-        prefill_lengths=prefill_lengths or PREFILL_LENGTHS, cache_length=cache_length, prefill_logits=prefill_logits
+        prefill_lengths=prefill_lengths or PREFILL_LENGTHS,
+        cache_length=cache_length,
+        prefill_logits=prefill_logits,
+        plain=plain,
     )
     if encoder_recipe and not recipe:
         raise UsageError("--encoder-recipe goes with a --recipe for the rest; name both")
@@ -86,7 +96,7 @@ def to_file(
     destination = output / file if _is_folder(output) else output
     writable(destination)
     isolated.prepare(converter=True)
-    with reporter.step(f"{name}: weights") as progress:
+    with timings.spent("weights"), reporter.step(f"{name}: weights") as progress:
         checkpoint = resolve(model, weights, progress, reporter.note)
     config = model.family.config_from(HFConfig.load(checkpoint.folder))
     if cache_length > config.max_positions:
@@ -102,9 +112,13 @@ def to_file(
     with scratch_folder(destination.parent, destination.name) as scratch:
         made = scratch / "float.tflite"
         with reporter.step("converting") as progress:
-            float_file = convert(model.family.name, checkpoint.folder, export, made, progress).value
-        made, notes = _quantized(float_file, chosen, reporter) if chosen else (made, ())
-        signatures = isolated.run("reading the file", partial(_signatures, made)).value
+            converted = convert(model.family.name, checkpoint.folder, export, made, progress)
+        timings.seconds.update(converted.value.seconds)
+        timings.seconds["starting processes"] = converted.seconds - sum(converted.value.seconds.values())
+        with timings.spent("quantizing"):
+            made, notes = _quantized(converted.value, chosen, reporter) if chosen else (made, ())
+        with timings.spent("reading the file"):
+            signatures = isolated.run("reading the file", partial(_signatures, made)).value
         with whole_file(destination) as temporary:
             made.replace(temporary)
     if facts := rope_facts(config, cache_length):
@@ -112,7 +126,8 @@ def to_file(
             f"frequencies: {facts['rope_regime']} factors; a cache of up to {facts['rope_boundary']} has the short ones"
         )
         notes = (said, *notes)
-    return ConvertedFile(destination, destination.stat().st_size, time.perf_counter() - began, signatures, notes)
+    size, seconds = destination.stat().st_size, time.perf_counter() - began
+    return ConvertedFile(destination, size, seconds, signatures, notes, timings.seconds)
 
 
 def _audio_seconds(config: ModelConfig, asked: float | None) -> float | None:
