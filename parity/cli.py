@@ -294,6 +294,8 @@ def convert(
         bool, typer.Option("--verification", help="Keep logits on prefill, as a check needs.")
     ] = False,
     no_cache: NoCache = False,
+    plain: Annotated[bool, typer.Option("--plain", help="The converter's own way: slower, without composing.")] = False,
+    timings: Annotated[bool, typer.Option("--timings", help="Say what the time was spent on.")] = False,
 ) -> None:
     """Convert a checkpoint to a .tflite file, whole or not at all."""
     from rich.console import Console
@@ -313,6 +315,7 @@ def convert(
         reporter=_reporter(),
         cache=_cache(no_cache),
         audio_seconds=audio_seconds,
+        plain=plain,
     )
     console = Console()
     console.print(f"{file.path}", markup=False, highlight=False, soft_wrap=True)
@@ -321,6 +324,9 @@ def convert(
         console.print(f"  {signature}: {shapes}", markup=False, highlight=False, soft_wrap=True)
     for line in file.notes:
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    if timings:
+        for spent, seconds in file.spent.items():
+            console.print(f"  {seconds:6.2f} s  {spent}", markup=False, highlight=False)
 
 
 @app.command()

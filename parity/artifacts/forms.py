@@ -18,12 +18,13 @@ from parity.runners.stages import Layout
 
 def write_float(file: FloatFile) -> Any:
     """All but where it is and what it was exported as, which whoever asks for it knows."""
-    return {"signatures": file.signatures, "names": file.names}
+    return {"signatures": file.signatures, "names": file.names, "seconds": dict(file.seconds)}
 
 
 def read_float(value: Any, path: Path, export: Export) -> FloatFile:
     """The float file at ``path``."""
-    return FloatFile(path, export, _texts(value["signatures"]), _texts(value["names"]))
+    seconds = {name: _number(spent) for name, spent in _items(value["seconds"]).items()}
+    return FloatFile(path, export, _texts(value["signatures"]), _texts(value["names"]), seconds)
 
 
 def write_staged(staged: StagedFile) -> Any:

@@ -216,7 +216,8 @@ class Artifacts:
 
 def _described(model: Model, weights: Weights, export: Export) -> str:
     name = weights.label if weights.kind == "path" else f"{model.name} {weights.kind}"
-    return f"{name}, prefill {', '.join(map(str, export.prefill_lengths))}, {export.cache_length} slots"
+    lengths = ", ".join(map(str, export.prefill_lengths))
+    return f"{name}, prefill {lengths}, {export.cache_length} slots" + (", plain" if export.plain else "")
 
 
 def _intact(weights: Weights) -> bool:

@@ -16,15 +16,18 @@ from parity.convert.graphs import Graph, read_graph
 from parity.convert.internals import WEIGHT, Lowering
 from parity.convert.likeness import Parts, pattern
 from parity.convert.linking import Linker, Value
+from parity.convert.timings import Timings
 
 if TYPE_CHECKING:
     from parity import isolated
 
 
-def compose(model: Model, signatures: Sequence[Signature], destination: Path, progress: isolated.Progress) -> None:
+def compose(
+    model: Model, signatures: Sequence[Signature], destination: Path, progress: isolated.Progress, timings: Timings
+) -> None:
     """Convert ``signatures`` of the model to the file ``destination``."""
     parameters = dict(model.named_parameters())
-    composer = _Composer(parameters)
+    composer = _Composer(parameters, timings)
     linker = Linker(len(signatures))
     total = sum(len(signature.entry.stages) for signature in signatures)
     done = 0
@@ -37,7 +40,8 @@ def compose(model: Model, signatures: Sequence[Signature], destination: Path, pr
             composer.place(linker, stage, known, samples)
             done += 1
         linker.finish(known, signature.inputs, signature.entry.outputs)
-    linker.write(destination, parameters, progress)
+    with timings.spent("writing"):
+        linker.write(destination, parameters, progress)
 
 
 class _Alone(nn.Module):
@@ -57,9 +61,10 @@ class _Alone(nn.Module):
 class _Composer:
     """Lowers every distinct stage once."""
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], timings: Timings) -> None:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
-        self._lowering = Lowering()
+        self._lowering = Lowering(timings)
+        self._timings = timings
         self._lowered: dict[Hashable, tuple[Graph, Mapping[str, Tensor]]] = {}
         self._alive: list[Any] = []  # some likenesses go by identity
 
@@ -77,14 +82,15 @@ class _Composer:
                 lowered = self._lowering.lower(alone, given)
             self._lowered[key] = read_graph(lowered.content, WEIGHT), lowered.outputs
         graph, outputs = self._lowered[key]
-        linker.place(
-            stage.name,
-            graph,
-            known,
-            inputs={f"in_{number}": name for number, name in enumerate(taken)},
-            outputs={f"out_{number}": name for number, name in enumerate(stage.outputs)},
-            weights={name: self._names[id(each)] for name, each in alone.named_parameters(remove_duplicate=False)},
-        )
+        with self._timings.spent("linking"):
+            linker.place(
+                stage.name,
+                graph,
+                known,
+                inputs={f"in_{number}": name for number, name in enumerate(taken)},
+                outputs={f"out_{number}": name for number, name in enumerate(stage.outputs)},
+                weights={name: self._names[id(each)] for name, each in alone.named_parameters(remove_duplicate=False)},
+            )
         for number, name in enumerate(stage.outputs):
             like = outputs[f"out_{number}"]
             samples[name] = torch.empty(like.shape, dtype=like.dtype)

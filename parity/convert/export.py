@@ -20,6 +20,7 @@ from parity.artifacts.making import Artifacts
 from parity.convert.plain import Export, FloatFile, file_name, rope_facts
 from parity.convert.quantize import summarize
 from parity.convert.recipes import Recipe, get_recipe, with_encoder
+from parity.convert.timings import Timings
 from parity.errors import UsageError
 from parity.files import scratch_folder, whole_file, writable
 from parity.media.sounds import MOST_SECONDS, RATE
@@ -40,13 +41,17 @@ _FOLDED = ("kv_cache_", "cross_")
 
 @dataclass(frozen=True)
 class ConvertedFile:
-    """What was written: ``signatures`` name their tensors and shapes, ``notes`` say what a person should know."""
+    """What was written: ``signatures`` name their tensors and shapes, ``notes`` say what a person should know.
+
+    ``spent`` says on what the ``seconds`` were.
+    """
 
     path: Path
     size: int
     seconds: float
     signatures: Mapping[str, str]
     notes: tuple[str, ...]
+    spent: Mapping[str, float]
 
 
 def to_file(
@@ -63,6 +68,7 @@ def to_file(
     reporter: Reporter,
     audio_seconds: float | None = None,
     cache: ArtifactCache | None = None,
+    plain: bool = False,
 ) -> ConvertedFile:
     """Convert, quantize if a recipe is given, and put the file in place only when it is complete.
 
@@ -76,12 +82,16 @@ def to_file(
         ParityError, ModelError: the weights or the converter failed; nothing is left behind.
     """
     began = time.perf_counter()
+    timings = Timings()
     # What is decided before the weights are here is decided by the preset's configuration.
     expected = model.family.config_from(HFConfig(model.preset.values(tiny=weights == "tiny"), model.name))
     cache_length = cache_length or min(CACHE_LENGTH, expected.max_positions)
     seconds = _audio_seconds(expected, audio_seconds)
     export = Export(
-        prefill_lengths=prefill_lengths or PREFILL_LENGTHS, cache_length=cache_length, prefill_logits=prefill_logits
+        prefill_lengths=prefill_lengths or PREFILL_LENGTHS,
+        cache_length=cache_length,
+        prefill_logits=prefill_logits,
+        plain=plain,
     )
     if encoder_recipe and not recipe:
         raise UsageError("--encoder-recipe goes with a --recipe for the rest; name both")
@@ -92,7 +102,7 @@ def to_file(
     destination = output / file if _is_folder(output) else output
     writable(destination)
     isolated.prepare(converter=True)
-    with reporter.step(f"{name}: weights") as progress:
+    with timings.spent("weights"), reporter.step(f"{name}: weights") as progress:
         checkpoint = resolve(model, weights, progress, reporter.note)
     config = model.family.config_from(HFConfig.load(checkpoint.folder))
     if cache_length > config.max_positions:
@@ -109,15 +119,22 @@ def to_file(
         made = scratch / "float.tflite"
         artifacts = Artifacts(cache, reporter.note)
         with (
+            timings.spent("cache"),
             reporter.step("converting") as progress,
             artifacts.float_file(model, checkpoint, export, made) as making,
         ):
             found = making.result(progress)
+        if not found.cached:
+            timings.seconds["cache"] -= found.seconds
+            timings.seconds.update(found.value.seconds)
+            timings.seconds["starting processes"] = found.seconds - sum(found.value.seconds.values())
         notes: tuple[str, ...] = ()
         cached = found.cached
         if chosen:
-            made, notes, cached = _quantized(found.value, chosen, artifacts, reporter)
-        signatures = isolated.run("reading the file", partial(_signatures, made)).value
+            with timings.spent("quantizing"):
+                made, notes, cached = _quantized(found.value, chosen, artifacts, reporter)
+        with timings.spent("reading the file"):
+            signatures = isolated.run("reading the file", partial(_signatures, made)).value
         with whole_file(destination) as temporary:
             if made.stat().st_nlink > 1:
                 shutil.copyfile(made, temporary)  # a person may write into it, which must not change the kept file
@@ -130,7 +147,8 @@ def to_file(
             f"frequencies: {facts['rope_regime']} factors; a cache of up to {facts['rope_boundary']} has the short ones"
         )
         notes = (said, *notes)
-    return ConvertedFile(destination, destination.stat().st_size, time.perf_counter() - began, signatures, notes)
+    size, seconds = destination.stat().st_size, time.perf_counter() - began
+    return ConvertedFile(destination, size, seconds, signatures, notes, timings.seconds)
 
 
 def _audio_seconds(config: ModelConfig, asked: float | None) -> float | None:

@@ -48,6 +48,7 @@ def weights(tmp_path: Path) -> Weights:
 EXPORTS: dict[str, Callable[[Export], Export]] = {
     "prefill": lambda export: replace(export, prefill_lengths=(8,)),
     "cache": lambda export: replace(export, cache_length=128),
+    "plain": lambda export: replace(export, plain=True),
     "logits": lambda export: replace(export, prefill_logits=False),
     "shapes": lambda export: replace(export, sessions=(session(4),)),
     "constants": lambda export: replace(export, sessions=(session(constant=2),)),
@@ -167,7 +168,7 @@ def test_sources_are_unknown_where_a_fault_is_planted(tmp_path: Path, module: st
 
 
 PATH = Path("made.tflite")
-FLOAT = FloatFile(PATH, EXPORT, ("prefill_8", "decode"), ("tokens", "blocks.0.q"))
+FLOAT = FloatFile(PATH, EXPORT, ("prefill_8", "decode"), ("tokens", "blocks.0.q"), {"loading": 0.5})
 STAGED = StagedFile(
     FLOAT,
     Layout(64, {"decode": {"tokens": (1, 1), "input_pos": (1,)}, "prefill_8": {"tokens": (1, 8)}}),
