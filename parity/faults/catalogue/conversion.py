@@ -36,7 +36,7 @@ def _prompts(subject: Subject) -> str | None:
 
 
 def _scaled(subject: Subject) -> str | None:
-    return subject.block(lambda block: block.attention.scale != 1.0)
+    return subject.block(lambda block: block.attention.scale != 1.0 and block.attention.softcap is None)
 
 
 def _tables(subject: Subject) -> str | None:
