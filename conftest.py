@@ -1,11 +1,13 @@
 """Root of the test run: the ladder plugin, and which tests must stay together when several processes share them."""
 
+import os
+
 import pytest
 
 pytest_plugins = ["parity.pytest_plugin"]
 
 #: Files of slow tests that share nothing, and may go to whatever process is free.
-APART = ("test_faults.py", "test_odd_checkpoints.py", "test_kills.py", "test_mutants.py")
+APART = ("test_faults.py", "test_odd_checkpoints.py", "test_kills.py", "test_mutants.py", "test_reruns.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,6 +16,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kills", type=int, default=6, help="how many processes are killed at random moments")
     group.addoption("--mutants", type=int, default=40, help="how many damaged files are tried")
     group.addoption("--draw", type=int, default=0, help="which kills and mutants: another number draws others")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
+    """What is tested is made, not found: no test, nor what it starts, reads the user's cache or fills it."""
+    os.environ["PARITY_CACHE_GB"] = "0"
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from models.registry import Model
+    from parity.artifacts.cache import ArtifactCache
     from parity.progress import Reporter
     from parity.report.record import Report
 
@@ -25,6 +26,8 @@ golden_app = typer.Typer(help="Recordings that gate a conversion without the ori
 app.add_typer(golden_app, name="golden")
 faults_app = typer.Typer(help="Real porting bugs, planted to see that they are caught.", no_args_is_help=True)
 app.add_typer(faults_app, name="faults")
+cache_app = typer.Typer(help="Converted files that are kept between runs.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 
 #: Exit codes, a contract.
 PASSED, FAILED, MISUSED, INCONCLUSIVE = 0, 1, 2, 3
@@ -105,6 +108,9 @@ Streamed = Annotated[
         show_default=False,
     ),
 ]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Neither take files from earlier runs nor keep any for later ones.")
+]
 GoldenDir = Annotated[Path | None, typer.Option("--golden-dir", help="Where recordings are kept.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the report as Markdown.")]
@@ -150,6 +156,7 @@ def check(
     golden_dir: GoldenDir = None,
     trust_remote_code: RemoteCode = False,
     streamed: Streamed = None,
+    no_cache: NoCache = False,
     json: JsonFile = None,
     markdown: MarkdownFile = None,
     html: HtmlFile = None,
@@ -164,6 +171,7 @@ def check(
     from parity.report.record import overall
 
     store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
+    cache = _cache(no_cache)
     requests = [
         Request(
             model=model,
@@ -175,6 +183,7 @@ def check(
             prefill_lengths=prefill or (),
             cache_length=kv_cache,
             golden=store if golden else None,
+            cache=cache,
             remote_code=trust_remote_code,
             streamed=streamed,
         )
@@ -212,6 +221,7 @@ def bisect(
     prefill: Prefill = None,
     kv_cache: KVCache = None,
     trust_remote_code: RemoteCode = False,
+    no_cache: NoCache = False,
     json: JsonFile = None,
     html: HtmlFile = None,
     output: Annotated[
@@ -252,6 +262,7 @@ def bisect(
         encoder_recipe=encoder_recipe,
         prefill_lengths=prefill or (),
         cache_length=kv_cache,
+        cache=_cache(no_cache),
         remote_code=trust_remote_code,
     )
     for path in filter(None, (json, html)):
@@ -292,6 +303,9 @@ def convert(
     verification: Annotated[
         bool, typer.Option("--verification", help="Keep logits on prefill, as a check needs.")
     ] = False,
+    no_cache: NoCache = False,
+    plain: Annotated[bool, typer.Option("--plain", help="The converter's own way: slower, without composing.")] = False,
+    timings: Annotated[bool, typer.Option("--timings", help="Say what the time was spent on.")] = False,
 ) -> None:
     """Convert a checkpoint to a .tflite file, whole or not at all."""
     from rich.console import Console
@@ -309,7 +323,9 @@ def convert(
         prefill_logits=verification,
         grids=grid or (),
         reporter=_reporter(),
+        cache=_cache(no_cache),
         audio_seconds=audio_seconds,
+        plain=plain,
     )
     console = Console()
     console.print(f"{file.path}", markup=False, highlight=False, soft_wrap=True)
@@ -318,6 +334,9 @@ def convert(
         console.print(f"  {signature}: {shapes}", markup=False, highlight=False, soft_wrap=True)
     for line in file.notes:
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    if timings:
+        for spent, seconds in file.spent.items():
+            console.print(f"  {seconds:6.2f} s  {spent}", markup=False, highlight=False)
 
 
 @app.command()
@@ -335,6 +354,7 @@ def generate(
     recipe: Recipes = None,
     rung: Rungs = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to generate.")] = 32,
+    no_cache: NoCache = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Greedy generation from the same prompt on every rung, side by side."""
@@ -351,6 +371,7 @@ def generate(
         weights=weights,
         recipes=_expand(recipe),
         rungs=rung or (),
+        cache=_cache(no_cache),
         remote_code=trust_remote_code,
     )
     if image and MARKER not in text:
@@ -567,6 +588,31 @@ def faults_run(
     raise typer.Exit(PASSED if findings and caught == len(findings) else FAILED)
 
 
+@cache_app.command("list")
+def cache_list() -> None:
+    """List what is kept: what it is, its size, when it was made and last used."""
+    from rich.console import Console
+
+    from parity.artifacts.cache import ArtifactCache
+    from parity.artifacts.command import render_list
+
+    render_list(ArtifactCache.default(), Console())
+
+
+@cache_app.command("clear")
+def cache_clear(
+    older_than: Annotated[
+        float | None,
+        typer.Option("--older-than", min=0, metavar="DAYS", help="Only what was last used so many days ago."),
+    ] = None,
+) -> None:
+    """Remove what is kept, or what was not used for long. Runs that use it go on."""
+    from parity.artifacts.cache import ArtifactCache
+    from parity.artifacts.command import clear
+
+    typer.echo(clear(ArtifactCache.default(), older_than))
+
+
 def _select(names: Sequence[str]) -> list[Model]:
     from models import registry
 
@@ -579,6 +625,13 @@ def _expand(recipes: list[str] | None) -> Sequence[str]:
     from parity.convert.recipes import RECIPES
 
     return tuple(RECIPES) if recipes and "all" in recipes else recipes or ()
+
+
+def _cache(no_cache: bool) -> ArtifactCache | None:
+    """Made before any job is started."""
+    from parity.artifacts.cache import ArtifactCache
+
+    return None if no_cache else ArtifactCache.default()
 
 
 def _reporter() -> Reporter:

@@ -15,14 +15,9 @@ from models.authoring.session import SessionInputs, session_inputs
 from models.errors import ModelError
 from models.registry import Model
 from parity import environment, isolated
-from parity.convert.plain import (
-    Export,
-    FloatFile,
-    conversion,
-    default_cache_length,
-    rope_facts,
-)
-from parity.convert.quantize import quantize, summarize
+from parity.artifacts.making import Artifacts, Made, Making
+from parity.convert.plain import Export, FloatFile, default_cache_length, rope_facts
+from parity.convert.quantize import summarize
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe, with_encoder
 from parity.errors import ParityError, PromptError, UsageError
 from parity.files import sha256_of
@@ -121,6 +116,7 @@ class Ladder:
     generate: int
     scratch: Path
     reporter: Reporter
+    artifacts: Artifacts
     remote_code: bool = False
     #: Set where models are run one stage at a time.
     streaming: Streaming | None = None
@@ -138,13 +134,13 @@ class Ladder:
         return 1 if self.small else environment.threads()
 
     @contextmanager
-    def converting(self) -> Iterator[isolated.Job[FloatFile] | None]:
-        """The first conversion under way, when files are wanted and the model is small; it ends with the block."""
+    def converting(self) -> Iterator[Making[FloatFile] | None]:
+        """The first float file, found or under way, when files are wanted and the model is small; for the block."""
         if not (self.plan.files and self.small) or self.streaming:
             yield None
             return
-        with self._conversion(self.exports[0]) as job:
-            yield job
+        with self._conversion(self.exports[0]) as making:
+            yield making
 
     def original(self, *, guided: bool = True) -> tuple[Recorded, Recorded]:
         """The oracle and the original, whose generation is led along the oracle's if it is ``guided``.
@@ -162,7 +158,7 @@ class Ladder:
             isolated.run("loading", partial(_load_strictly, self.model.family.name, self.weights.folder))
             raise
 
-    def rungs(self, converting: isolated.Job[FloatFile] | None, guide: Guide | None = None) -> Iterator[Rung]:
+    def rungs(self, converting: Making[FloatFile] | None, guide: Guide | None = None) -> Iterator[Rung]:
         """Every wanted rung below the original, as it finishes. What stops one is its cause, not the end of the run.
 
         Their generation is led along ``guide``, if there is one.
@@ -188,12 +184,13 @@ class Ladder:
                 "signatures": files[0].signatures,
                 "convert_seconds": seconds,
                 "convert_peak_rss_mb": peak,
+                "cached": any(f.cached for f in made),
             }
             yield self._try_files("float", [file.path for file in files], facts, guide)
         for recipe in self.plan.recipes:
             yield self._try_recipe(recipe, files, guide)
 
-    def convert(self, converting: isolated.Job[FloatFile] | None) -> list[isolated.Finished[FloatFile]]:
+    def convert(self, converting: Making[FloatFile] | None) -> list[Made[FloatFile]]:
         """The float file of each export; the first may be under way.
 
         Raises:
@@ -222,13 +219,13 @@ class Ladder:
         recorded.trace.check(recorded.inputs, self.config.vocab_size, runner.name, self.generate, guide)
         return recorded
 
-    def _conversion(self, export: Export) -> isolated.Job[FloatFile]:
+    def _conversion(self, export: Export) -> Making[FloatFile]:
         destination = self.scratch / f"float_{export.cache_length}.tflite"
-        return isolated.Job("converting", conversion(self.model.family.name, self.weights.folder, export, destination))
+        return self.artifacts.float_file(self.model, self.weights, export, destination)
 
-    def _convert(self, export: Export, under_way: isolated.Job[FloatFile] | None) -> isolated.Finished[FloatFile]:
-        with under_way or self._conversion(export) as job, self.reporter.step("converting") as progress:
-            return job.result(progress)
+    def _convert(self, export: Export, under_way: Making[FloatFile] | None) -> Made[FloatFile]:
+        with self.reporter.step("converting") as progress, under_way or self._conversion(export) as making:
+            return making.result(progress)
 
     def _try(self, runner: Runner, artifact: dict[str, Any], guide: Guide | None) -> Rung:
         try:
@@ -256,11 +253,15 @@ class Ladder:
         try:
             done = []
             for file, destination in zip(files, made, strict=True):
-                with self.reporter.step(f"quantizing to {recipe.name}") as progress:
-                    done.append(quantize(file.path, file.names, recipe, destination, progress))
+                with (
+                    self.reporter.step(f"quantizing to {recipe.name}") as progress,
+                    self.artifacts.quantized_file(file, recipe, destination) as making,
+                ):
+                    done.append(making.result(progress))
             facts = {
                 "signatures": files[0].signatures,
                 "quantize_seconds": sum(finished.seconds for finished in done),
+                "cached": any(finished.cached for finished in done),
                 **summarize(done[0].value),
                 **({"encoder_recipe": recipe.encoder.name} if recipe.encoder else {}),
             }

@@ -15,6 +15,8 @@ from models.authoring.hf_config import HFConfig
 from models.errors import ModelError, UnknownModelError
 from models.registry import Model
 from parity import environment, isolated
+from parity.artifacts.cache import ArtifactCache
+from parity.artifacts.making import Artifacts
 from parity.bisect.bisector import Bisector
 from parity.bisect.locate import Locator, rung_of
 from parity.bisect.reproduction import refuse_existing
@@ -62,6 +64,7 @@ class Request:
     Without ``prefill_lengths`` and ``cache_length`` they follow from the prompts.
     ``remote_code`` lets an original that transformers lacks run the code published with it.
     ``streamed`` runs models one stage at a time, or never; by itself where they would not fit into memory.
+    ``cache`` has the files of earlier runs and takes those of this one; without it all are made anew.
     ``prompt_set`` is the set asked for, or the default: the family's, or the one that shows a tiny model's quirks.
     """
 
@@ -76,6 +79,7 @@ class Request:
     golden: GoldenStore | None = None
     remote_code: bool = False
     streamed: bool | None = None
+    cache: ArtifactCache | None = None
     plan: Plan = field(init=False)
     prompt_set: str = field(init=False)
 
@@ -280,6 +284,7 @@ def _ladder(
         generate=generate_tokens,
         scratch=scratch,
         reporter=reporter,
+        artifacts=Artifacts(request.cache, reporter.note),
         remote_code=request.remote_code,
     )
 

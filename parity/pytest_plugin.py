@@ -57,6 +57,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--weights", default="tiny", help="tiny, synthetic, hub, hub@REVISION, kaggle, or a folder")
     group.addoption("--recipe", action="append", default=[], help="quantization recipe; repeatable; all for all six")
     group.addoption("--prompts", help="prompt set")
+    group.addoption(
+        "--no-cache", action="store_true", help="neither take converted files from earlier runs nor keep any"
+    )
     group.addoption("--update-golden", action="store_true", help="record goldens anew for the selected models")
 
 
@@ -116,6 +119,7 @@ def _models(names: list[str]) -> list[Model]:
 
 
 def _request(config: pytest.Config, model: Model) -> Request:
+    from parity.artifacts.cache import ArtifactCache
     from parity.convert.recipes import RECIPES
     from parity.pipeline import Request
 
@@ -125,6 +129,7 @@ def _request(config: pytest.Config, model: Model) -> Request:
         weights=config.getoption("--weights"),
         prompts=config.getoption("--prompts"),
         recipes=tuple(RECIPES) if "all" in recipes else recipes,
+        cache=None if config.getoption("--no-cache") else ArtifactCache.default(),
     )
 
 

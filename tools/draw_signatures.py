@@ -137,7 +137,7 @@ def draw(name: str, length: int) -> str:
     boxes, y, encoded = [], 48, list[str]()
     for signature in exported(name, length):
         with torch.no_grad():
-            made = signature.module(**signature.inputs)
+            made = signature.entry(signature.inputs)
         taken, given = (
             list(rows(signature.inputs, encoded)),
             list(rows(made, [*made] if "encode" in signature.name else [])),

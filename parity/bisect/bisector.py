@@ -29,9 +29,7 @@ from parity.compare.bisect import (
     with_signatures,
 )
 from parity.compare.limits import FLOAT_LIMITS, Limit, stage_limits
-from parity.convert.quantize import quantize
 from parity.convert.recipes import Recipe, weight_bits
-from parity.convert.stages import staged_conversion
 from parity.errors import RungError
 from parity.ladder import Ladder
 from parity.runners.boundaries import measure_original, record_boundaries
@@ -113,8 +111,11 @@ class Bisector:
         paths = []
         for each in side.files:
             path = each.file.path.with_name(f"staged_quantized_{each.layout.cache_length}.tflite")
-            with self.ladder.reporter.step(f"quantizing to {recipe.name}") as progress:
-                quantize(each.file.path, each.file.names, recipe, path, progress)
+            with (
+                self.ladder.reporter.step(f"quantizing to {recipe.name}") as progress,
+                self.ladder.artifacts.quantized_file(each.file, recipe, path) as making,
+            ):
+                making.result(progress)
             paths.append(path)
         own, chained = self._run(f"{recipe.name}, stage by stage", partial(side.measure, recipe.name, paths))
         limits = {phase: stage_limit(recipe, phase) for phase in STAGE_PHASES}
@@ -128,8 +129,11 @@ class Bisector:
             files = []
             for export in ladder.exports:
                 destination = ladder.scratch / f"staged_{export.cache_length}.tflite"
-                job = staged_conversion(family, ladder.weights.folder, export, destination)
-                files.append(self._run("converting stage by stage", job))
+                with (
+                    ladder.reporter.step("converting stage by stage") as progress,
+                    ladder.artifacts.staged_file(ladder.model, ladder.weights, export, destination) as making,
+                ):
+                    files.append(making.result(progress).value)
             side = FileSide(
                 family=family,
                 folder=ladder.weights.folder,

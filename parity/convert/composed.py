@@ -16,15 +16,18 @@ from parity.convert.graphs import Graph, read_graph
 from parity.convert.internals import WEIGHT, Lowering
 from parity.convert.likeness import Parts, pattern
 from parity.convert.linking import Linker, Value
+from parity.convert.timings import Timings
 
 if TYPE_CHECKING:
     from parity import isolated
 
 
-def compose(model: Model, signatures: Sequence[Signature], destination: Path, progress: isolated.Progress) -> None:
+def compose(
+    model: Model, signatures: Sequence[Signature], destination: Path, progress: isolated.Progress, timings: Timings
+) -> None:
     """Convert ``signatures`` of the model to the file ``destination``."""
     parameters = dict(model.named_parameters())
-    Composer(parameters).write(signatures, destination, parameters, progress)
+    Composer(parameters, timings).write(signatures, destination, parameters, progress)
 
 
 class _Alone(nn.Module):
@@ -44,9 +47,10 @@ class _Alone(nn.Module):
 class Composer:
     """Lowers every distinct stage once. ``parameters`` say what is called how; their values are of no interest."""
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], timings: Timings) -> None:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
-        self._lowering = Lowering()
+        self._lowering = Lowering(timings)
+        self._timings = timings
         self._lowered: dict[Hashable, tuple[Graph, Mapping[str, Tensor]]] = {}
         self._alive: list[Any] = []  # some likenesses go by identity
 
@@ -70,7 +74,8 @@ class Composer:
                 samples |= self._place(linker, stage, known, samples)
                 done += 1
             linker.finish(known, signature.inputs, signature.entry.outputs)
-        linker.write(destination, parameters, progress)
+        with self._timings.spent("writing"):
+            linker.write(destination, parameters, progress)
 
     def made(self, stage: Stage, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Samples of what a stage makes of samples: of the right shapes, without anything having been computed."""
@@ -82,14 +87,15 @@ class Composer:
     ) -> dict[str, Tensor]:
         """Put a stage behind what is there; gives samples of what it makes."""
         graph, outputs, alone = self._lower(stage, samples)
-        linker.place(
-            stage.name,
-            graph,
-            known,
-            inputs={f"in_{number}": name for number, name in enumerate(dict.fromkeys(stage.inputs))},
-            outputs={f"out_{number}": name for number, name in enumerate(stage.outputs)},
-            weights={name: self._names[id(each)] for name, each in alone.named_parameters(remove_duplicate=False)},
-        )
+        with self._timings.spent("linking"):
+            linker.place(
+                stage.name,
+                graph,
+                known,
+                inputs={f"in_{number}": name for number, name in enumerate(dict.fromkeys(stage.inputs))},
+                outputs={f"out_{number}": name for number, name in enumerate(stage.outputs)},
+                weights={name: self._names[id(each)] for name, each in alone.named_parameters(remove_duplicate=False)},
+            )
         return _samples(stage, outputs)
 
     def _lower(self, stage: Stage, samples: Mapping[str, Tensor]) -> tuple[Graph, Mapping[str, Tensor], _Alone]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,12 @@ from models.authoring.hf_config import HFConfig
 from models.authoring.session import shipped_sessions
 from models.registry import Model
 from parity import isolated
-from parity.convert.plain import Export, FloatFile, convert, file_name, rope_facts
-from parity.convert.quantize import quantize, summarize
+from parity.artifacts.cache import ArtifactCache
+from parity.artifacts.making import Artifacts
+from parity.convert.plain import Export, FloatFile, file_name, rope_facts
+from parity.convert.quantize import summarize
 from parity.convert.recipes import Recipe, get_recipe, with_encoder
+from parity.convert.timings import Timings
 from parity.errors import UsageError
 from parity.files import scratch_folder, whole_file, writable
 from parity.media.sounds import MOST_SECONDS, RATE
@@ -37,13 +41,17 @@ _FOLDED = ("kv_cache_", "cross_")
 
 @dataclass(frozen=True)
 class ConvertedFile:
-    """What was written: ``signatures`` name their tensors and shapes, ``notes`` say what a person should know."""
+    """What was written: ``signatures`` name their tensors and shapes, ``notes`` say what a person should know.
+
+    ``spent`` says on what the ``seconds`` were.
+    """
 
     path: Path
     size: int
     seconds: float
     signatures: Mapping[str, str]
     notes: tuple[str, ...]
+    spent: Mapping[str, float]
 
 
 def to_file(
@@ -59,8 +67,12 @@ def to_file(
     grids: Sequence[str] = (),
     reporter: Reporter,
     audio_seconds: float | None = None,
+    cache: ArtifactCache | None = None,
+    plain: bool = False,
 ) -> ConvertedFile:
     """Convert, quantize if a recipe is given, and put the file in place only when it is complete.
+
+    What is in the ``cache`` is not made again, and what is made goes into it.
 
     A model that hears takes up to ``audio_seconds``; ``grids`` are those of the pictures that a prompt may hold, such
     as ``32x32`` patches down and across.
@@ -70,12 +82,16 @@ def to_file(
         ParityError, ModelError: the weights or the converter failed; nothing is left behind.
     """
     began = time.perf_counter()
+    timings = Timings()
     # What is decided before the weights are here is decided by the preset's configuration.
     expected = model.family.config_from(HFConfig(model.preset.values(tiny=weights == "tiny"), model.name))
     cache_length = cache_length or min(CACHE_LENGTH, expected.max_positions)
     seconds = _audio_seconds(expected, audio_seconds)
     export = Export(
-        prefill_lengths=prefill_lengths or PREFILL_LENGTHS, cache_length=cache_length, prefill_logits=prefill_logits
+        prefill_lengths=prefill_lengths or PREFILL_LENGTHS,
+        cache_length=cache_length,
+        prefill_logits=prefill_logits,
+        plain=plain,
     )
     if encoder_recipe and not recipe:
         raise UsageError("--encoder-recipe goes with a --recipe for the rest; name both")
@@ -86,7 +102,7 @@ def to_file(
     destination = output / file if _is_folder(output) else output
     writable(destination)
     isolated.prepare(converter=True)
-    with reporter.step(f"{name}: weights") as progress:
+    with timings.spent("weights"), reporter.step(f"{name}: weights") as progress:
         checkpoint = resolve(model, weights, progress, reporter.note)
     config = model.family.config_from(HFConfig.load(checkpoint.folder))
     if cache_length > config.max_positions:
@@ -101,18 +117,38 @@ def to_file(
     )
     with scratch_folder(destination.parent, destination.name) as scratch:
         made = scratch / "float.tflite"
-        with reporter.step("converting") as progress:
-            float_file = convert(model.family.name, checkpoint.folder, export, made, progress).value
-        made, notes = _quantized(float_file, chosen, reporter) if chosen else (made, ())
-        signatures = isolated.run("reading the file", partial(_signatures, made)).value
+        artifacts = Artifacts(cache, reporter.note)
+        with (
+            timings.spent("cache"),
+            reporter.step("converting") as progress,
+            artifacts.float_file(model, checkpoint, export, made) as making,
+        ):
+            found = making.result(progress)
+        if not found.cached:
+            timings.seconds["cache"] -= found.seconds
+            timings.seconds.update(found.value.seconds)
+            timings.seconds["starting processes"] = found.seconds - sum(found.value.seconds.values())
+        notes: tuple[str, ...] = ()
+        cached = found.cached
+        if chosen:
+            with timings.spent("quantizing"):
+                made, notes, cached = _quantized(found.value, chosen, artifacts, reporter)
+        with timings.spent("reading the file"):
+            signatures = isolated.run("reading the file", partial(_signatures, made)).value
         with whole_file(destination) as temporary:
-            made.replace(temporary)
+            if made.stat().st_nlink > 1:
+                shutil.copyfile(made, temporary)  # a person may write into it, which must not change the kept file
+            else:
+                made.replace(temporary)
+        if cached:
+            notes = (*notes, "taken from the cache; --no-cache makes it anew")
     if facts := rope_facts(config, cache_length):
         said = (
             f"frequencies: {facts['rope_regime']} factors; a cache of up to {facts['rope_boundary']} has the short ones"
         )
         notes = (said, *notes)
-    return ConvertedFile(destination, destination.stat().st_size, time.perf_counter() - began, signatures, notes)
+    size, seconds = destination.stat().st_size, time.perf_counter() - began
+    return ConvertedFile(destination, size, seconds, signatures, notes, timings.seconds)
 
 
 def _audio_seconds(config: ModelConfig, asked: float | None) -> float | None:
@@ -180,13 +216,20 @@ def _is_folder(output: Path) -> bool:
     return output.is_dir() or output.suffix != ".tflite"
 
 
-def _quantized(source: FloatFile, recipe: Recipe, reporter: Reporter) -> tuple[Path, tuple[str, ...]]:
+def _quantized(
+    source: FloatFile, recipe: Recipe, artifacts: Artifacts, reporter: Reporter
+) -> tuple[Path, tuple[str, ...], bool]:
+    """The quantized file, what there is to say of its weights, and whether it was taken from the cache."""
     destination = source.path.with_name("quantized.tflite")
-    with reporter.step(f"quantizing to {recipe.name}") as progress:
-        facts = summarize(quantize(source.path, source.names, recipe, destination, progress).value)
+    with (
+        reporter.step(f"quantizing to {recipe.name}") as progress,
+        artifacts.quantized_file(source, recipe, destination) as making,
+    ):
+        made = making.result(progress)
+    facts = summarize(made.value)
     counts = ", ".join(f"{count} {precision}" for precision, count in facts["weights"].items())
     exceptions = (f"{e['weight']}: {e['precision']}, not {e['asked']}" for e in facts["exceptions"])
-    return destination, (f"weights: {counts}", *exceptions)
+    return destination, (f"weights: {counts}", *exceptions), made.cached
 
 
 def _signatures(path: Path, progress: isolated.Progress) -> dict[str, str]:

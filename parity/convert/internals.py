@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from litert_converter.mlir import ir, passmanager
 from litert_converter.mlir._mlir_libs import converter_api_ext
@@ -25,13 +24,14 @@ from litert_torch.backend.lowerings.context import LoweringContext
 from torch import Tensor, nn
 
 import parity.convert.lowerings  # noqa: F401  (teaches the converter this project's operators)
+from parity.convert.timings import Timings
 from parity.errors import RungError
 
 #: Marks an input of a lowered graph that is a weight.
 WEIGHT = "weight:"
 _NAME = "stage"
 #: Stands in for the contents of every weight, whatever its size: the converter never reads them.
-_NOTHING = np.zeros(16, np.uint8)
+_NOTHING = memoryview(bytearray(16))
 #: What stands in a printed module for contents that are too large to print.
 _ELIDED = "__elided__"
 
@@ -50,8 +50,9 @@ class Lowered:
 class Lowering:
     """Lowers modules, one after the other, in one context of the converter."""
 
-    def __init__(self) -> None:
+    def __init__(self, timings: Timings) -> None:
         self._context = export_utils.create_ir_context()
+        self._timings = timings
 
     def lower(self, module: nn.Module, inputs: dict[str, Tensor]) -> Lowered:
         """``module(**inputs)`` returns named outputs; ``inputs`` are samples, of which only shape and dtype matter.
@@ -60,31 +61,28 @@ class Lowering:
             RungError: the converter gave something else than this project knows how to take apart.
         """
         signature = Signature(_NAME, module.eval(), (), inputs)
-        program = core._run_convert_passes(core.export_torch_signature(signature))  # noqa: SLF001
+        with self._timings.spent("tracing"):
+            program = core._run_convert_passes(core.export_torch_signature(signature))  # noqa: SLF001
         outputs = {
             name: torch.empty(made.shape, dtype=made.dtype, device="meta")
             for name, made in zip(_output_names(program), _made(program), strict=True)
         }
-        lowered = export.exported_program_to_mlir(program, ir_context=self._context, inline_constants=False)
-        with self._context, ir.Location.unknown():
-            weights = self._fix_constants(lowered, dict(module.named_parameters(remove_duplicate=False)))
-        converter_api_ext.set_signature(
-            lowered.module.operation,
-            signature_name=_NAME,
-            input_names=signature.flat_arg_names,
-            output_names=list(outputs),
-        )
-        merged = converter_api_ext.merge_modules([lowered.module])
-        config = converter_api_ext.ConvertToTFLConfig()
-        # As the converter's own path sets them.
-        config.model_origin_framework = "PYTORCH"
-        config.unsafe_fuse_dynamic_shaped_broadcast = True
-        config.canonicalizing_inf_as_min_max_float = False
-        config.enable_x64 = False
-        with self._context, ir.Location.unknown():
-            converter_api_ext.run_convert_to_tfl_passes(merged, passmanager.PassManager(), config)
-            _weights_to_arguments(merged, weights)
-        return Lowered(LazyModelExporter(module=merged).to_bytes(), outputs)
+        with self._timings.spent("lowering"):
+            lowered = export.exported_program_to_mlir(program, ir_context=self._context, inline_constants=False)
+            with self._context, ir.Location.unknown():
+                weights = self._fix_constants(lowered, dict(module.named_parameters(remove_duplicate=False)))
+        with self._timings.spent("the converter's passes"):
+            converter_api_ext.set_signature(
+                lowered.module.operation,
+                signature_name=_NAME,
+                input_names=signature.flat_arg_names,
+                output_names=list(outputs),
+            )
+            merged = converter_api_ext.merge_modules([lowered.module])
+            with self._context, ir.Location.unknown():
+                converter_api_ext.run_convert_to_tfl_passes(merged, passmanager.PassManager(), _configuration())
+                _weights_to_arguments(merged, weights)
+            return Lowered(LazyModelExporter(module=merged).to_bytes(), outputs)
 
     def _fix_constants(self, lowered: Any, parameters: Mapping[str, Tensor]) -> dict[str | None, str]:
         """Arguments of the function that no caller gives become constants: parameters empty, all else as it is.
@@ -103,7 +101,7 @@ class Lowering:
                 if each.input_spec.is_user_input:
                     continue
                 if name in parameters:
-                    empty = ir.DenseResourceElementsAttr.get_from_buffer(memoryview(_NOTHING), name, argument.type)
+                    empty = ir.DenseResourceElementsAttr.get_from_buffer(_NOTHING, name, argument.type)
                     weights[_resource(empty)] = name
                     constant = arith.ConstantOp(argument.type, empty).results[0]
                 else:
@@ -115,6 +113,16 @@ class Lowering:
             function.entry_block.erase_argument(place)
         _retype(function)
         return weights
+
+
+def _configuration() -> Any:
+    """As the converter's own way has it."""
+    config = converter_api_ext.ConvertToTFLConfig()
+    config.model_origin_framework = "PYTORCH"
+    config.unsafe_fuse_dynamic_shaped_broadcast = True
+    config.canonicalizing_inf_as_min_max_float = False
+    config.enable_x64 = False
+    return config
 
 
 def _weights_to_arguments(module: Any, weights: Mapping[str | None, str]) -> None:

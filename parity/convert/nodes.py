@@ -39,7 +39,8 @@ class Node:
     @property
     def name(self) -> str:
         """The runtime's name of what it does."""
-        return NAMES[self.code.builtinCode]
+        name: str = NAMES[self.code.builtinCode]
+        return name
 
     @property
     def stateful(self) -> bool:

@@ -25,6 +25,7 @@ class StageFiles:
 
     def __init__(self, parts: ModelByStage, export: Export, most: int = MOST) -> None:
         from parity.convert.composed import Composer
+        from parity.convert.timings import Timings
 
         self.parts = parts
         hollow = parts.hollow()
@@ -36,7 +37,7 @@ class StageFiles:
             piece.name: piece for each in whole for stage in each.entry.stages for piece in self._cutter.pieces(stage)
         }
         alone = [self._cut(each) for each in whole]
-        self._composer = Composer({**dict(hollow.named_parameters()), **self._cutter.parameters})
+        self._composer = Composer({**dict(hollow.named_parameters()), **self._cutter.parameters}, Timings())
         self.layout = Layout(
             export.cache_length,
             {each.name: {name: tuple(value.shape) for name, value in each.inputs.items()} for each in whole},

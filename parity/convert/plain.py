@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from models.authoring.session import SessionInputs
 from parity import isolated
 from parity.convert.metadata import stamp
 from parity.convert.stored import name_weights, read_names
+from parity.convert.timings import Timings
 from parity.errors import UsageError
 from parity.files import whole_file
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What to export: which entry points, over how many cache slots, large enough for which sessions."""
+    """What to export: which entry points, over how many cache slots, large enough for which sessions.
+
+    ``plain`` lets the converter take every signature as a whole instead of composing it of stages.
+    """
 
     prefill_lengths: tuple[int, ...]
     cache_length: int
@@ -46,12 +50,16 @@ class Export:
 
 @dataclass(frozen=True)
 class FloatFile:
-    """A converted file: what it was exported as, its signatures, and the names of its weights in file order."""
+    """A converted file: what it was exported as, its signatures, and the names of its weights in file order.
+
+    ``seconds`` are those of the conversion by what they were spent on.
+    """
 
     path: Path
     export: Export
     signatures: tuple[str, ...]
     names: tuple[str, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def convert(
@@ -71,8 +79,10 @@ def conversion(family: str, folder: Path, export: Export, destination: Path) -> 
 
 
 def _convert(family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress) -> FloatFile:
-    model = load_for_export(family, folder)
-    return write_file(model, whole_signatures(model, export), export, destination, progress)
+    timings = Timings()
+    with timings.spent("loading"):
+        model = load_for_export(family, folder)
+    return write_file(model, whole_signatures(model, export), export, destination, progress, timings)
 
 
 def load_for_export(family: str, folder: Path) -> Model:
@@ -110,22 +120,31 @@ def whole_signatures(model: Model, export: Export) -> Iterator[Signature]:
 
 
 def write_file(
-    model: Model, signatures: Iterable[Signature], export: Export, destination: Path, progress: isolated.Progress
+    model: Model,
+    signatures: Iterable[Signature],
+    export: Export,
+    destination: Path,
+    progress: isolated.Progress,
+    timings: Timings | None = None,
 ) -> FloatFile:
     """Convert ``signatures`` of the model to the file ``destination``, whole or not at all."""
     from parity.convert.composed import compose
 
+    timings = timings or Timings()
     signatures = list(signatures)
     with whole_file(destination) as temporary:
         if export.plain:
-            _convert_whole(model, signatures, temporary, progress)
+            with timings.spent("converting"):
+                _convert_whole(model, signatures, temporary, progress)
         else:
-            compose(model, signatures, temporary, progress)
+            compose(model, signatures, temporary, progress, timings)
         if facts := rope_facts(model.config, export.cache_length):
             stamp(temporary, facts)
     parameters = dict(model.named_parameters())
-    names = name_weights(destination, parameters) if export.plain else read_names(destination)
-    return FloatFile(destination, export, tuple(signature.name for signature in signatures), names)
+    with timings.spent("naming weights"):
+        names = name_weights(destination, parameters) if export.plain else read_names(destination)
+    made = tuple(signature.name for signature in signatures)
+    return FloatFile(destination, export, made, names, timings.seconds)
 
 
 def _convert_whole(

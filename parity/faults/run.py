@@ -99,7 +99,8 @@ def run(fault: Fault, subject: Subject, template: Template) -> Finding:
     with scratch_folder() as folder:
         plant(fault.rewrites, folder)
         report = folder / "report.json"
-        arguments = ["check", subject.model.name, *fault.options, "--json", str(report)]
+        # What sound code made would hide a fault in making it, and what a planted one makes must not be kept.
+        arguments = ["check", subject.model.name, *fault.options, "--no-cache", "--json", str(report)]
         code = template.run(folder, arguments, PATIENCE)
         if code is None:
             return _finding(fault, subject, Outcome.CRASHED, -1, said=f"no end after {PATIENCE} s")

@@ -371,12 +371,14 @@ def remarks(report: Report) -> list[tuple[str, str]]:
         shown(rung.artifact["encoder_recipe"]) for rung in report.rungs if rung.artifact.get("encoder_recipe")
     )
     reason = report.streamed.get("reason") if report.streamed else None
+    cached = [shown(rung.name) for rung in report.rungs if rung.artifact.get("cached")]
     return [
         *([("streamed", f"stage by stage, {shown(reason)}")] if reason else []),
         *(("original", note) for note in notes),
         *([("frequencies", regimes)] if regimes else []),
         *([("not applied", left_out)] if (left_out := _left_out(report)) else []),
         *(("encoder", f"what only the encoder reads is quantized by {name}") for name in encoders),
+        *([("files", f"{', '.join(cached)} of an earlier run; --no-cache makes them anew")] if cached else []),
     ]
 
 

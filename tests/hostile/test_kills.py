@@ -24,6 +24,7 @@ import pytest
 from processes import jobs, session, until
 
 from models.authoring.checkpoint import SINGLE
+from parity.artifacts.cache import ArtifactCache
 from parity.files import sha256_of
 from parity.golden import Recording
 from parity.weights import _intact
@@ -66,6 +67,7 @@ class Place:
         # The server of a run listens at a path in there, which must be short.
         self.temporary = Path(tempfile.mkdtemp(prefix="kills-", dir="/tmp"))
         own = {"XDG_CACHE_HOME": str(self.folder / "cache"), "TMPDIR": str(self.temporary), "COLUMNS": "200"}
+        own["PARITY_CACHE_GB"] = "1"
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = {**os.environ, **own, "PYTHONPATH": os.pathsep.join(paths)}
 
@@ -131,6 +133,9 @@ class Place:
         for path in (self.folder / "cache").glob("parity/weights/tiny/[!.]*"):
             assert _intact(path), f"{path} is torn"
             assert (path / SINGLE).is_file()
+        kept, damage = ArtifactCache(self.folder / "cache" / "parity" / "artifacts", 1_000_000_000), []
+        for entry in kept.entries():
+            assert kept.take(entry.key, self.folder / "taken", damage.append), damage
 
     def assert_nothing_left_over(self) -> None:
         """After a run that went through there are results and nothing else.
@@ -147,6 +152,8 @@ class Place:
         for path in (self.folder / "out").glob("*/*/*.safetensors"):
             path.unlink()
             path.with_suffix(".json").unlink()
+        for path in (self.folder / "cache").glob("parity/artifacts/[!.]*"):
+            shutil.rmtree(path)
         if name == "draw":
             for path in (self.folder / "cache").glob("parity/weights/tiny/[!.]*"):
                 shutil.rmtree(path)

@@ -6,19 +6,24 @@ from models.authoring.config import EncoderDecoderConfig
 from parity.faults.fault import SIGNATURES, Fault, Subject
 from parity.faults.planting import Rewrite
 
-CALLED = "        return self.entry(tensors)\n"
-LOADED = "    converter = litert_torch.Converter()\n"
+WHOLE = "        for stage in signature.entry.stages:\n"
+GIVEN = "        linker.finish(known, signature.inputs, signature.entry.outputs)\n"
+LOADED = "    composer = _Composer(parameters)\n"
 
 
-def _exported(*lines: str) -> tuple[Rewrite, ...]:
-    """``lines`` between what an exported entry point ``made`` and what it returns."""
-    body = "".join(f"        {line}\n" for line in ("made = self.entry(tensors)", *lines, "return made"))
-    return (Rewrite("models.authoring.signatures", CALLED, body),)
+def _before(place: str, indent: int, *lines: str) -> tuple[Rewrite, ...]:
+    """``lines`` of a conversion before a ``place`` in it."""
+    return (Rewrite("parity.convert.composed", place, "".join(f"{' ' * indent}{line}\n" for line in lines) + place),)
+
+
+def _between(place: str, condition: str, *lines: str) -> tuple[Rewrite, ...]:
+    """``lines`` before a ``place``, for signatures of several stages: between stages lie what these faults break."""
+    return _before(place, 8, f"if len(signature.entry.stages) > 1 and {condition}:", *(f"    {line}" for line in lines))
 
 
 def _converted(*lines: str) -> tuple[Rewrite, ...]:
     """``lines`` run on the ``model`` that is converted."""
-    return (Rewrite("parity.convert.plain", LOADED, "".join(f"    {line}\n" for line in lines) + LOADED),)
+    return _before(LOADED, 4, *lines)
 
 
 def _anything(_: Subject) -> str:
@@ -31,7 +36,7 @@ def _prompts(subject: Subject) -> str | None:
 
 
 def _scaled(subject: Subject) -> str | None:
-    return subject.block(lambda block: block.attention.scale != 1.0)
+    return subject.block(lambda block: block.attention.scale != 1.0 and block.attention.softcap is None)
 
 
 def _tables(subject: Subject) -> str | None:
@@ -48,10 +53,11 @@ FAULTS = (
         what="The first layer's keys come out under the name of its values, and the other way round.",
         edge="float",
         at=_anything,
-        rewrites=_exported(
+        rewrites=_between(
+            GIVEN,
+            "'kv_cache_k_0' in signature.entry.outputs",
             "key, value = 'kv_cache_k_0', 'kv_cache_v_0'",
-            "if key in made:",
-            "    made[key], made[value] = made[value], made[key]",
+            "known[key], known[value] = known[value], known[key]",
         ),
     ),
     Fault(
@@ -60,7 +66,12 @@ FAULTS = (
         what="A prefill gives for each position the logits of the one before it.",
         edge="float",
         at=_prompts,
-        rewrites=_exported("if 'logits' in made:", "    made['logits'] = made['logits'].roll(1, 1)"),
+        rewrites=_between(
+            GIVEN,
+            "'logits' in known",
+            "late = Stage(name='late', run=lambda each: each.roll(1, 1), inputs=('logits',), outputs=('logits',))",
+            "composer.place(linker, late, known, samples)",
+        ),
     ),
     Fault(
         name="positions folded from the samples",
@@ -68,14 +79,12 @@ FAULTS = (
         what="The positions that the export was traced with are constants in the file.",
         edge="float",
         at=_anything,
-        rewrites=(
-            Rewrite(
-                "models.authoring.signatures",
-                CALLED,
-                "        if 'input_pos' in tensors:\n"
-                "            tensors['input_pos'] = torch.arange(len(tensors['input_pos']), dtype=torch.int32)\n"
-                + CALLED,
-            ),
+        rewrites=_between(
+            WHOLE,
+            "'input_pos' in samples",
+            "from parity.convert.constants import Constant, Literal",
+            "traced = samples['input_pos'].numpy()",
+            "known['input_pos'] = Constant(traced.shape, 'int32', Literal(traced.tobytes()))",
         ),
     ),
     Fault(
@@ -85,10 +94,11 @@ FAULTS = (
         edge="float",
         at=_tables,
         rewrites=_converted(
-            "for module in model.modules():",
-            "    for name in ('frequencies', 'long_frequencies'):",
-            "        if hasattr(module, name):",
-            "            setattr(module, name, getattr(module, name).half())",
+            "from models.layers.rope import RopeTables",
+            "exact = RopeTables.forward",
+            "RopeTables.forward = lambda tables, positions, **rest: tuple(",
+            "    table.float() for table in exact(tables.half(), positions, **rest)",
+            ")",
         ),
     ),
     Fault(

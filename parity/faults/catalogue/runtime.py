@@ -33,7 +33,10 @@ FAULTS = (
         outcome="ERROR",
         says="stale",
         arguments=("--golden",),
-        rewrites=(Rewrite(INPUTS, "add_special_tokens=not media", "add_special_tokens=False"),),
+        rewrites=(
+            Rewrite(INPUTS, "add_special_tokens=not media", "add_special_tokens=False"),
+            Rewrite("parity.media.images", "add_special_tokens=not begun", "add_special_tokens=False"),
+        ),
     ),
     Fault(
         name="tokens of another tokenizer",

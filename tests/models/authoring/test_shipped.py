@@ -37,7 +37,7 @@ def test_every_entry_point_is_exported(name: str, expected: list[str]) -> None:
     assert list(made) == expected
     for signature in made.values():
         with torch.no_grad():
-            outputs = signature.module(**signature.inputs)
+            outputs = signature.entry(signature.inputs)
         assert ("encoded" if signature.name.startswith("encode") else "logits") in outputs
 
 

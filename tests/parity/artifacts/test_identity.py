@@ -1,0 +1,217 @@
+"""Every ingredient of a file makes another key, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.authoring.session import EncoderCall, SessionInputs
+from parity.artifacts import forms, identity
+from parity.artifacts.cache import DAMAGE
+from parity.artifacts.identity import key_of, of_conversion, of_quantization, sources, versions
+from parity.convert.plain import Export, FloatFile
+from parity.convert.quantize import WeightPrecision
+from parity.convert.recipes import get_recipe, with_encoder
+from parity.convert.rounding import Rounding
+from parity.convert.stages import StagedFile
+from parity.faults.planting import Rewrite, plant
+from parity.runners.stages import Layout
+from parity.weights import Weights
+
+
+def session(rows: int = 3, *, content: float = 0.0, constant: int = 3) -> SessionInputs:
+    return SessionInputs(
+        calls=(EncoderCall("encode", {"pixels": np.full((1, rows, 4), content, np.float32)}, rows),),
+        per_position={"image_rows": np.full(5, -1, np.int32)},
+        constant={"prefix_length": np.asarray([constant], np.int32)},
+    )
+
+
+EXPORT = Export(prefill_lengths=(8, 16), cache_length=64, sessions=(session(),))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Weights:
+    (tmp_path / "config.json").write_text('{"hidden_size": 4}')
+    return Weights("path", "checkpoint", tmp_path, "ab" * 32, None)
+
+
+EXPORTS: dict[str, Callable[[Export], Export]] = {
+    "prefill": lambda export: replace(export, prefill_lengths=(8,)),
+    "cache": lambda export: replace(export, cache_length=128),
+    "plain": lambda export: replace(export, plain=True),
+    "logits": lambda export: replace(export, prefill_logits=False),
+    "shapes": lambda export: replace(export, sessions=(session(4),)),
+    "constants": lambda export: replace(export, sessions=(session(constant=2),)),
+    "another session": lambda export: replace(export, sessions=(session(), session(4))),
+    "no sessions": lambda export: replace(export, sessions=(SessionInputs(),)),
+    "whole": lambda export: replace(export, sessions=(replace(session(), whole=True),)),
+    "entry": lambda export: replace(export, sessions=(replace(session(), prefill=None),)),
+}
+
+
+@pytest.mark.parametrize("change", EXPORTS.values(), ids=EXPORTS.keys())
+def test_another_export_is_another_file(weights: Weights, change: Callable[[Export], Export]) -> None:
+    """Whatever of it changes."""
+    assert key_of(of_conversion("float", "llama", weights, change(EXPORT))) != key_of(
+        of_conversion("float", "llama", weights, EXPORT)
+    )
+
+
+def test_another_checkpoint_family_or_kind_is_another_file(weights: Weights) -> None:
+    """By contents: of the weights, and of the configuration beside them."""
+    before = key_of(of_conversion("float", "llama", weights, EXPORT))
+    others = [
+        of_conversion("staged", "llama", weights, EXPORT),
+        of_conversion("float", "phi", weights, EXPORT),
+        of_conversion("float", "llama", replace(weights, sha256="cd" * 32), EXPORT),
+    ]
+    (weights.folder / "config.json").write_text('{"hidden_size": 5}')
+    others.append(of_conversion("float", "llama", weights, EXPORT))
+    assert len({before, *map(key_of, others)}) == 5
+
+
+def test_the_same_is_the_same(weights: Weights, tmp_path: Path) -> None:
+    """Wherever it lies, whatever it is called, however many prompts are as large, and whatever is in them."""
+    before = key_of(of_conversion("float", "llama", weights, EXPORT))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "config.json").write_bytes((weights.folder / "config.json").read_bytes())
+    moved = Weights("hub", "another", elsewhere, weights.sha256, "main")
+    more = replace(EXPORT, sessions=(session(content=1.0), session(content=2.0)))
+    assert key_of(of_conversion("float", "llama", moved, more)) == before
+    assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+
+
+def test_another_recipe_source_or_name_is_another_file(tmp_path: Path) -> None:
+    """A recipe counts by its rules: a file of rules by what is in it, whatever it is called."""
+    rules = tmp_path / "mine.json"
+    rules.write_text(json.dumps([{"regex": ".*", "operation": "*"}]))
+    int8, fp16, mine = get_recipe("dynamic_int8"), get_recipe("fp16"), get_recipe(str(rules))
+    made = [
+        of_quantization("ab", ["x", "y"], int8),
+        of_quantization("cd", ["x", "y"], int8),
+        of_quantization("ab", ["x", "z"], int8),
+        of_quantization("ab", ["xy"], int8),
+        of_quantization("ab", ["x", "y"], fp16),
+        of_quantization("ab", ["x", "y"], with_encoder(int8, "fp16")),
+        of_quantization("ab", ["x", "y"], mine),
+    ]
+    renamed = of_quantization("ab", ["x", "y"], replace(int8, name="another", suffix="q"))
+    assert key_of(renamed) == key_of(made[0])
+    rules.write_text(json.dumps([{"regex": ".+", "operation": "*"}]))
+    made.append(of_quantization("ab", ["x", "y"], mine))
+    assert len(set(map(key_of, made))) == 8
+
+
+def test_versions_are_of_everything_installed() -> None:
+    """Those of what converts among them, and of what it calls in turn."""
+    found = {name.lower().replace("_", "-") for name in versions()}
+    assert {"litert-torch", "litert-converter", "ai-edge-quantizer", "torch", "jax", "numpy", "python"} <= found
+
+
+def test_sources_count_by_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module edited, renamed, added or removed makes another hash; where the project lies does not."""
+    (tmp_path / "sourced" / "inner").mkdir(parents=True)
+    for name in ("__init__", "a", "inner/__init__", "inner/b"):
+        (tmp_path / "sourced" / f"{name}.py").write_text(f"# {name}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(identity, "PACKAGES", ("sourced",))
+    inner = tmp_path / "sourced" / "inner"
+    seen = [sources()]
+    (inner / "b.py").write_text("# B\n")
+    seen.append(sources())
+    (inner / "b.py").rename(inner / "c.py")
+    seen.append(sources())
+    (inner / "d.py").write_text("")
+    seen.append(sources())
+    assert None not in seen
+    assert len(set(seen)) == 4
+    (inner / "d.py").unlink()
+    assert sources() == seen[2]
+
+
+def test_the_sources_are_those_of_the_models_and_of_the_conversion() -> None:
+    """Deep ones and plain ones."""
+    found = {name for package in identity.PACKAGES for name, _ in identity._modules(package)}
+    wanted = {"models.layers.norm", "models.llama", "models", "parity.convert.plain", "parity.convert.lowerings"}
+    assert wanted <= found
+    assert not any(name.startswith(("parity.compare", "parity.report")) for name in found)
+
+
+@pytest.mark.parametrize("module", ["models.layers.mask", "parity.convert.plain"])
+def test_sources_are_unknown_where_a_fault_is_planted(tmp_path: Path, module: str) -> None:
+    """Whether the module was imported already or will be: the files on disk are not what runs."""
+    program = (
+        "import sys; from parity.artifacts.identity import sources; "
+        f"early = sources(); import {module}; print(early is None, sources() is None)"
+    )
+
+    def printed(*path: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, *sys.path])}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    plant([Rewrite(module, "from __future__ import annotations\n", "from __future__ import annotations\n\n")], tmp_path)
+    assert printed(str(tmp_path)) == "True True"
+    assert printed() == "False False"
+
+
+PATH = Path("made.tflite")
+FLOAT = FloatFile(PATH, EXPORT, ("prefill_8", "decode"), ("tokens", "blocks.0.q"), {"loading": 0.5})
+STAGED = StagedFile(
+    FLOAT,
+    Layout(64, {"decode": {"tokens": (1, 1), "input_pos": (1,)}, "prefill_8": {"tokens": (1, 8)}}),
+    {"decode": [("embed", ("tokens",)), ("head", ("x", "kv_cache_k_0"))]},
+    {"decode": ("logits", "kv_cache_k_0")},
+    {"kv_cache_k_0": (1, 64, 1, 8)},
+)
+PRECISIONS = [
+    WeightPrecision("a", "int8 channelwise", None, Rounding(0.49999999999999994, 1.0)),
+    WeightPrecision("b", "float32", "int4 block 32"),
+]
+FORMS: list[tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = [
+    (FLOAT, forms.write_float, lambda value: forms.read_float(value, PATH, EXPORT)),
+    (STAGED, forms.write_staged, lambda value: forms.read_staged(value, PATH, EXPORT)),
+    (PRECISIONS, forms.write_precisions, forms.read_precisions),
+]
+
+
+@pytest.mark.parametrize(("value", "write", "read"), FORMS, ids=["float", "staged", "quantized"])
+def test_what_is_known_of_a_file_comes_back_as_it_was(value, write, read) -> None:
+    """Through JSON, in the same order."""
+    again = read(json.loads(json.dumps(write(value))))
+    assert again == value
+    if value is STAGED:
+        assert list(again.layout.signatures) == list(value.layout.signatures)
+
+
+@pytest.mark.parametrize(("value", "write", "read"), FORMS, ids=["float", "staged", "quantized"])
+def test_what_is_of_another_kind_is_refused(value, write, read) -> None:
+    """Every part of it in turn replaced by something else."""
+    whole = json.loads(json.dumps(write(value)))
+    changes = list(replaced(whole))
+    assert len(changes) > 5
+    for changed in changes:
+        with pytest.raises(DAMAGE):
+            read(changed)
+
+
+def replaced(value: Any) -> list[Any]:
+    """Copies of a JSON value with one part of it, at any depth, of another kind."""
+    other: list[Any] = [{"no": 1}] if not isinstance(value, dict) else [7]
+    if isinstance(value, dict):
+        other += [{**value, key: changed} for key, item in value.items() for changed in replaced(item)]
+    if isinstance(value, list):
+        other += [[*value[:i], changed, *value[i + 1 :]] for i, item in enumerate(value) for changed in replaced(item)]
+    return other
