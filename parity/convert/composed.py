@@ -27,7 +27,32 @@ def compose(
 ) -> None:
     """Convert ``signatures`` of the model to the file ``destination``."""
     parameters = dict(model.named_parameters())
-    Composer(parameters, timings).write(signatures, destination, parameters, progress)
+    composer = Composer(parameters, timings)
+    write_signatures(composer, signatures, destination, parameters, progress)
+
+
+def write_signatures(
+    composer: Composer,
+    signatures: Sequence[Signature],
+    destination: Path,
+    parameters: Mapping[str, Tensor],
+    progress: isolated.Progress,
+) -> None:
+    """Convert signatures to a file; ``parameters`` are asked for by name when their values are written."""
+    linker = Linker(len(signatures))
+    total = sum(len(signature.entry.stages) for signature in signatures)
+    done = 0
+    for signature in signatures:
+        linker.begin(signature.name)
+        known: dict[str, Value] = {}
+        samples = dict(signature.inputs)
+        for stage in signature.entry.stages:
+            progress(done, total)
+            composer.place(linker, stage, known, samples)
+            done += 1
+        linker.finish(known, signature.inputs, signature.entry.outputs)
+    with composer.timings.spent("writing"):
+        linker.write(destination, parameters, progress)
 
 
 class _Alone(nn.Module):
@@ -50,44 +75,19 @@ class Composer:
     def __init__(self, parameters: Mapping[str, Tensor], timings: Timings) -> None:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._lowering = Lowering(timings)
-        self._timings = timings
+        self.timings = timings
         self._lowered: dict[Hashable, tuple[Graph, Mapping[str, Tensor]]] = {}
         self._alive: list[Any] = []  # some likenesses go by identity
-
-    def write(
-        self,
-        signatures: Sequence[Signature],
-        destination: Path,
-        parameters: Mapping[str, Tensor],
-        progress: isolated.Progress,
-    ) -> None:
-        """Convert signatures to a file; ``parameters`` are asked for by name when their values are written."""
-        linker = Linker(len(signatures))
-        total = sum(len(signature.entry.stages) for signature in signatures)
-        done = 0
-        for signature in signatures:
-            linker.begin(signature.name)
-            known: dict[str, Value] = {}
-            samples = dict(signature.inputs)
-            for stage in signature.entry.stages:
-                progress(done, total)
-                samples |= self._place(linker, stage, known, samples)
-                done += 1
-            linker.finish(known, signature.inputs, signature.entry.outputs)
-        with self._timings.spent("writing"):
-            linker.write(destination, parameters, progress)
 
     def made(self, stage: Stage, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Samples of what a stage makes of samples: of the right shapes, without anything having been computed."""
         _, outputs, _ = self._lower(stage, samples)
         return _samples(stage, outputs)
 
-    def _place(
-        self, linker: Linker, stage: Stage, known: dict[str, Value], samples: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Put a stage behind what is there; gives samples of what it makes."""
+    def place(self, linker: Linker, stage: Stage, known: dict[str, Value], samples: dict[str, Tensor]) -> None:
+        """Put a stage behind what is there, and samples of what it makes to the others."""
         graph, outputs, alone = self._lower(stage, samples)
-        with self._timings.spent("linking"):
+        with self.timings.spent("linking"):
             linker.place(
                 stage.name,
                 graph,
@@ -96,7 +96,7 @@ class Composer:
                 outputs={f"out_{number}": name for number, name in enumerate(stage.outputs)},
                 weights={name: self._names[id(each)] for name, each in alone.named_parameters(remove_duplicate=False)},
             )
-        return _samples(stage, outputs)
+        samples.update(_samples(stage, outputs))
 
     def _lower(self, stage: Stage, samples: Mapping[str, Tensor]) -> tuple[Graph, Mapping[str, Tensor], _Alone]:
         """The graph of a stage, or of one like it, samples of its outputs, and the stage as it was lowered."""

@@ -59,8 +59,10 @@ class StageFiles:
 
     def write(self, stage: str, path: Path) -> None:
         """Write the file of a stage, whose signatures are called ``signature.stage``; its weights must be loaded."""
+        from parity.convert.composed import write_signatures
+
         parameters = self._cutter.values(dict(self.parts.model.named_parameters(remove_duplicate=False)))
-        self._composer.write(self._signatures[stage], path, parameters, lambda _done, _total: None)
+        write_signatures(self._composer, self._signatures[stage], path, parameters, lambda _done, _total: None)
 
     def _cut(self, whole: Signature) -> list[Stage]:
         """The stages of a signature, large ones in pieces."""

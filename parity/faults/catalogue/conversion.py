@@ -8,7 +8,7 @@ from parity.faults.planting import Rewrite
 
 WHOLE = "        for stage in signature.entry.stages:\n"
 GIVEN = "        linker.finish(known, signature.inputs, signature.entry.outputs)\n"
-LOADED = "    composer = _Composer(parameters, timings)\n"
+LOADED = "    composer = Composer(parameters, timings)\n"
 
 
 def _before(place: str, indent: int, *lines: str) -> tuple[Rewrite, ...]:
