@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parity.errors import RungError
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 #: Bytes that are read and converted at once.
 PIECE = 64_000_000
-#: By the names that the files have for them.
-_DTYPES = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
 
 
 class Promise:
@@ -39,22 +38,28 @@ class Promise:
         return parameter
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor is: the file, the first of its bytes, what kind of numbers they are, and its shape."""
+
+    path: Path
+    start: int
+    kind: str
+    shape: Sequence[int]
+
+
 class Store:
     """The safetensors files of a checkpoint folder; nothing of them stays in memory."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        self.file_of: dict[str, Path] = {}
-        self.shapes: dict[str, Sequence[int]] = {}
+        self.tensors: dict[str, Stored] = {}
         for path in files:
-            try:
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118  (no mapping)
-                        self.file_of[name] = path
-                        self.shapes[name] = file.get_slice(name).get_shape()
-            except (SafetensorError, OSError) as error:
-                raise RungError(f"{path} is truncated or not safetensors ({error}); fetch it again") from None
+            self.tensors |= _stored(path)
+
+    @property
+    def shapes(self) -> Mapping[str, Sequence[int]]:
+        """Of every tensor, by name."""
+        return {name: stored.shape for name, stored in self.tensors.items()}
 
     def promises(self) -> dict[str, Promise]:
         """Every tensor by name, not read."""
@@ -67,36 +72,66 @@ class Store:
         leave it: how a product of matrices is rounded can depend on where they begin in memory. Anything else is
         converted piece by piece, so that nothing is in memory twice.
         """
-        from safetensors import SafetensorError, safe_open
         from torch.utils._python_dispatch import _disable_current_modes
 
-        made = []
-        with _disable_current_modes(), ExitStack() as stack:  # bytes are what they are, also for the oracle
-            opened: dict[tuple[Path, str], Any] = {}
+        with _disable_current_modes():  # bytes are what they are, also for the oracle
+            return [self._read(name, dtype) for name, dtype in wanted]
 
-            def file(path: Path, backend: str) -> Any:
-                if (path, backend) not in opened:
-                    opened[path, backend] = stack.enter_context(safe_open(path, framework="pt", backend=backend))
-                return opened[path, backend]
+    def _read(self, name: str, dtype: torch.dtype) -> Tensor:
+        from safetensors import SafetensorError, safe_open
 
-            for name, dtype in wanted:
-                path = self.file_of[name]
-                try:
-                    mapped = file(path, "mmap").get_slice(name)  # to look at it would read it
-                    same = _DTYPES.get(mapped.get_dtype()) == str(dtype)
-                    made.append(mapped[...] if same else _converted(file(path, "pread"), name, dtype))
-                except (SafetensorError, OSError) as error:
-                    raise RungError(f"{name} cannot be read from {path} ({error}); fetch it again") from None
-        return made
+        stored = self.tensors[name]
+        kind = _dtypes().get(stored.kind)
+        if kind is None:
+            raise RungError(f"{name} is stored as {stored.kind}; use a float32, bfloat16 or float16 checkpoint")
+        try:
+            if kind != dtype:
+                return _converted(stored, kind, dtype)
+            with safe_open(stored.path, framework="pt") as file:
+                mapped: Tensor = file.get_slice(name)[...]
+                return mapped
+        except (SafetensorError, OSError) as error:
+            raise RungError(f"{name} cannot be read from {stored.path} ({error}); fetch it again") from None
 
 
-def _converted(file: Any, name: str, dtype: torch.dtype) -> Tensor:
+def _stored(path: Path) -> dict[str, Stored]:
+    """Every tensor of a file, by name."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):  # refuses a file that is not what its header says
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError) as error:
+        raise RungError(f"{path} is truncated or not safetensors ({error}); fetch it again") from None
+    header.pop("__metadata__", None)
+    return {
+        name: Stored(path, 8 + length + entry["data_offsets"][0], entry["dtype"], entry["shape"])
+        for name, entry in header.items()
+    }
+
+
+def _converted(stored: Stored, kind: torch.dtype, dtype: torch.dtype) -> Tensor:
     import torch
 
-    stored = file.get_slice(name)
-    made = torch.empty(stored.get_shape(), dtype=dtype)
-    rows = max(1, PIECE * len(made) // made.nbytes)
-    for start in range(0, len(made), rows):
-        piece = slice(start, min(start + rows, len(made)))
-        made[piece].copy_(stored[piece])
+    made = torch.empty(tuple(stored.shape), dtype=dtype)
+    flat = made.view(-1)
+    count = PIECE // kind.itemsize
+    with stored.path.open("rb", buffering=0) as file:
+        file.seek(stored.start)
+        for start in range(0, len(flat), count):
+            values = flat[start : start + count]
+            room = bytearray(len(values) * kind.itemsize)
+            if file.readinto(room) != len(room):
+                raise OSError("it ends before its last byte")
+            values.copy_(torch.frombuffer(room, dtype=kind))
     return made
+
+
+def _dtypes() -> Mapping[str, torch.dtype]:
+    """By the names that the files have for them."""
+    import torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
