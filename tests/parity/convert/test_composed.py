@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from tables import counted, graphs_of, tables_of
+from torch import nn
 
 from models import registry
 from models.authoring.config import (
@@ -27,11 +29,14 @@ from models.authoring.config import (
     VisionLanguageConfig,
 )
 from models.authoring.hf_config import HFConfig
+from models.authoring.model import Entry
+from models.authoring.signatures import Signature
+from models.authoring.stage import Stage
 from parity import isolated
 from parity.compare.limits import UNIT_ROUNDOFF
 from parity.compare.roundings import encoder_roundings, logit_roundings
 from parity.convert.plain import Export, FloatFile, conversion
-from parity.convert.stored import read_file, weights_of
+from parity.convert.stored import read_file, read_names, weights_of
 from parity.inputs import read_prompts, tokenize
 from parity.ladder import fit
 from parity.pipeline import GENERATED_TOKENS
@@ -200,3 +205,65 @@ def drawn(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, random: np
         else random.standard_normal(shape).astype(np.float32)
         for name, shape in shapes.items()
     }
+
+
+def test_a_prefill_without_logits_ends_with_the_cache(tmp_path: Path) -> None:
+    """Of the last block it computes keys and values, nothing more; and every weight says where it is read."""
+    model = registry.get("smollm-135m")
+    folder = resolve(model, "tiny").folder
+    layers = len(model.family.config_from(HFConfig.load(folder)).blocks)
+    export = Export(prefill_lengths=(4,), cache_length=8, prefill_logits=False)
+    isolated.prepare(converter=True)
+    file = isolated.run("converting", conversion("llama", folder, export, tmp_path / "model.tflite")).value
+    tables = tables_of(file.path)
+    counts = {name: counted(tables, graph) for name, graph in graphs_of(tables).items()}
+    assert counts["decode"]["FULLY_CONNECTED"] == 7 * layers + 1
+    assert counts["prefill_4"]["FULLY_CONNECTED"] == 7 * (layers - 1) + 2
+    places = {}
+    for name, weight in zip(file.names, weights_of(read_file(file.path)), strict=True):
+        signature, stage, module = re.fullmatch(r"(\w+)/(\w+)/([\w/]+)\.[0-9]+;", weight.scope).groups()
+        places.setdefault(signature, {})[f"{stage}/{module}"] = name
+    projections = ("attention/q_proj", "attention/k_proj", "attention/v_proj", "attention/o_proj")
+    parts = (*projections, "mlp/gate_proj", "mlp/up_proj", "mlp/down_proj")
+    blocks = {f"block_{n}/{p}": f"blocks.{n}.{p.replace('/', '.')}" for n in range(layers) for p in parts}
+    ends = {"embed/tokens": "embed.tokens", "head/projection": "embed.tokens"}
+    assert places["decode"] == {**blocks, **ends}
+    left_out = {f"block_{layers - 1}/{p}" for p in parts} - {f"block_{layers - 1}/{p}" for p in projections[1:3]}
+    assert places["prefill_4"] == {k: v for k, v in places["decode"].items() if k not in {*left_out, "head/projection"}}
+
+
+class _Layers(nn.Module):
+    """So many square matrices one after the other, of which a stage each."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(count))
+
+    def signature(self) -> Signature:
+        stages = [
+            Stage(name=f"layer_{n}", run=layer, inputs=("x",), outputs=("x",)) for n, layer in enumerate(self.layers)
+        ]
+        return Signature("run", Entry(stages, ["x"]), {"x": torch.zeros(1, self.layers[0].in_features)})
+
+
+def _compose_layers(width: int, count: int, path: Path, progress: isolated.Progress) -> tuple[str, ...]:
+    """The names of the weights in the file that is made of them."""
+    from parity.convert.composed import compose
+    from parity.convert.timings import Timings
+
+    model = _Layers(width, count)
+    compose(model, [model.signature()], {}, path, progress, Timings())
+    return read_names(path)
+
+
+def test_memory_holds_the_weights_once(tmp_path: Path) -> None:
+    """A conversion's peak is the bare process, the model's weights, and at most one weight on its way to the file."""
+    width, count = 2048, 12
+    matrix, weights = width**2 * 4 / 2**20, count * width**2 * 4 / 2**20
+    assert weights == 192
+    isolated.prepare(converter=True)
+    bare = isolated.run("converting", partial(_compose_layers, 8, count, tmp_path / "small.tflite"))
+    full = isolated.run("converting", partial(_compose_layers, width, count, tmp_path / "large.tflite"))
+    assert full.value == bare.value == tuple(f"layers.{n}" for n in range(count))
+    assert weights <= (tmp_path / "large.tflite").stat().st_size / 2**20 < weights + 0.1
+    assert full.peak_rss_mb - bare.peak_rss_mb < weights + matrix
