@@ -73,8 +73,8 @@ def test_the_files_of_a_check_are_those_of_the_converter(name: str, tmp_path: Pa
     for composed, plain in isolated.run("converting", job).value:
         assert composed.signatures == plain.signatures
         assert_same_operators(composed.path, plain.path, config)
-        assert_weights_stand_once(composed)
-        assert Counter(composed.names) == Counter(plain_names(plain, config))
+        assert_weights_stand_once(composed, config)
+        assert_same_names(composed, plain, config)
         assert_same_numbers(composed.path, plain.path, config)
         assert composed.path.stat().st_size <= plain.path.stat().st_size
 
@@ -121,17 +121,36 @@ def assert_same_operators(composed: Path, plain: Path, config: ModelConfig) -> N
     assert ours == {name: counts + known_difference(config, name).operators for name, counts in theirs.items()}
 
 
-def plain_names(plain: FloatFile, config: ModelConfig) -> list[str]:
-    """The names of the plain file's weights; the copy of the table that T5's head has there goes by the table's."""
-    scaled = isinstance(config, EncoderDecoderConfig) and config.head_scale != 1.0
-    return ["tokens" if scaled and name == "decode_logits_output;" else name for name in plain.names]
+def worked_head(config: ModelConfig) -> bool:
+    """Whether the head is the embedding table multiplied by a factor: T5's on logits, or the inverse of a soft-cap."""
+    if isinstance(config, EncoderDecoderConfig):
+        return config.tied_head and config.head_scale != 1.0
+    text = config.text if isinstance(config, VisionLanguageConfig) else config
+    return text.tied_head and text.final_softcap is not None
 
 
-def assert_weights_stand_once(composed: FloatFile) -> None:
-    """Each parameter that is multiplied with or looked up in has one buffer; each tensor has a name of its own."""
+def assert_same_names(composed: FloatFile, plain: FloatFile, config: ModelConfig) -> None:
+    """Of the weights; the head goes by the table's name, where the plain one cannot be told for a worked copy of it."""
+    (table,) = {name for name in composed.names if name.rpartition(".")[2] == "tokens"}
+    known = set(composed.names)
+    assert bool(set(plain.names) - known) == worked_head(config)
+    assert Counter(composed.names) == Counter(name if name in known else table for name in plain.names)
+
+
+def assert_weights_stand_once(composed: FloatFile, config: ModelConfig) -> None:
+    """Each parameter that is multiplied with or looked up in has one buffer; each tensor has a name of its own.
+
+    But for a table that is also a head with a soft-cap: the converter multiplies the cap's inverse into the head,
+    whether it sees the weights or not, and the table stays as it is.
+    """
     model = read_file(composed.path)
-    stored = set(zip(composed.names, (weight.tensor.buffer for weight in weights_of(model)), strict=True))
+    tensors = [weight.tensor for weight in weights_of(model)]
+    stored = {(tensor.name.decode().partition("/")[2], int(tensor.buffer)) for tensor in tensors}
     assert len(stored) == len({name for name, _ in stored}) == len({buffer for _, buffer in stored})
+    assert {name.partition("+")[0].removesuffix(".weight") for name, _ in stored} == set(composed.names)
+    capped = worked_head(config) and not isinstance(config, EncoderDecoderConfig)
+    assert len(stored) - len(set(composed.names)) == capped
+    assert sum(name.endswith("embed.tokens.weight+MUL") for name, _ in stored) == capped
     names = Counter(tensor.name for graph in model.subgraphs for tensor in graph.tensors)
     assert [name for name, count in names.items() if count > 1] == []
 
