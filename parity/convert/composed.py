@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 
 def compose(
-    model: Model, signatures: Sequence[Signature], destination: Path, progress: isolated.Progress, timings: Timings
+    model: Model,
+    signatures: Sequence[Signature],
+    metadata: Mapping[str, bytes],
+    destination: Path,
+    progress: isolated.Progress,
+    timings: Timings,
 ) -> None:
-    """Convert ``signatures`` of the model to the file ``destination``."""
+    """Convert ``signatures`` of the model to the file ``destination``, which says of itself what ``metadata`` says."""
     parameters = dict(model.named_parameters())
     composer = _Composer(parameters, timings)
     linker = Linker(len(signatures))
@@ -41,7 +46,7 @@ def compose(
             done += 1
         linker.finish(known, signature.inputs, signature.entry.outputs)
     with timings.spent("writing"):
-        linker.write(destination, parameters, progress)
+        linker.write(destination, metadata, parameters, progress)
 
 
 class _Alone(nn.Module):
