@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -153,20 +154,34 @@ class Buffers(nn.Module):
         return {name: x + value for name, value in self.named_buffers()}
 
 
-def test_buffers_do_not_take_each_others_places(lowering: Any) -> None:
+def test_buffers_do_not_take_each_others_places(lowering: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The converter knows constants by address, and writes over infinities: neither reaches the module or its like.
 
     A copy that is gone when the next is made has its address, and would lend it its contents.
     """
     values = [1.0, float("inf"), 2.0, float("-inf"), 3.0, 4.0, float("inf"), 5.0]
-    for several in (values, values[::-1], [value + 1 for value in values]):
+    from parity.convert.internals import inline_consts
+
+    fix, fixed = inline_consts.tensor_lowering_placeholder_lowering, []
+
+    def watched(context: Any, copy: Tensor) -> Any:
+        # Whether an address is handed out again is up to the system; that none can be is up to us.
+        assert all(each() is not None for each in fixed), "a copy is gone before the last one is made"
+        fixed.append(weakref.ref(copy))
+        return fix(context, copy)
+
+    monkeypatch.setattr(inline_consts, "tensor_lowering_placeholder_lowering", watched)
+    x = torch.zeros(1, 64)
+    for several in (values, [value + 1 for value in values[::-1]]):
+        fixed.clear()
         module = Buffers(several)
-        found = run(lowering.lower(module, {"x": torch.zeros(1, 64)}), module, x=torch.zeros(1, 64))
+        found = run(lowering.lower(module, {"x": x}), module, x=x)
         limits = np.finfo(np.float32)
         for number, value in enumerate(several):
             expected = np.full((1, 64), np.clip(value, limits.min, limits.max), np.float32)
             np.testing.assert_array_equal(found[f"buffer_{number}"], expected, err_msg=RELIED_ON)
         assert [float(buffer[0]) for buffer in module.buffers()] == several
+        assert len(fixed) == len(several)
 
 
 class Repeated(nn.Module):

@@ -193,6 +193,8 @@ def test_ties_count() -> None:
     apart, tied = pair(tied=False), pair(tied=True)
     assert likeness(_closing_over((apart[0], apart[1]))) != likeness(_closing_over((tied[0], tied[1])))
     assert likeness(_closing_over((apart[0], apart[1]))) != likeness(_closing_over((apart[0], apart[0])))
+    first, second = apart
+    assert likeness(_closing_over((first, second, first))) != likeness(_closing_over((first, second, second)))
 
 
 def test_what_cannot_be_compared_is_like_itself_only() -> None:
