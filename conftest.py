@@ -7,7 +7,14 @@ import pytest
 pytest_plugins = ["parity.pytest_plugin"]
 
 #: Files of slow tests that share nothing, and may go to whatever process is free.
-APART = ("test_faults.py", "test_odd_checkpoints.py", "test_kills.py", "test_mutants.py", "test_reruns.py")
+APART = (
+    "test_composed.py",
+    "test_faults.py",
+    "test_odd_checkpoints.py",
+    "test_kills.py",
+    "test_mutants.py",
+    "test_reruns.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -88,24 +87,29 @@ def collect(code: int, out: str, err: str, scratch: Path, report: Path | None) -
     return Outcome(code, out, err, document, tuple(sorted(path.name for path in scratch.iterdir())))
 
 
+#: Runs the command behind a number of bytes as if the disk were full for files of more.
+LIMITED = (
+    sys.executable,
+    "-c",
+    (
+        "import os, resource, sys; limit = int(sys.argv[1]); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)); os.execv(sys.argv[2], sys.argv[2:])"
+    ),
+)
+
+
 def parity(scratch: Path, *arguments: object, report: Path | None = None, file_limit: int | None = None) -> Outcome:
     """Run the command line to its end; ``file_limit`` is the size at which the disk is full."""
     scratch.mkdir(parents=True, exist_ok=True)
-
-    def limit() -> None:
-        if file_limit:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-
     if report:
         arguments = (*arguments, "--json", report)
     done = subprocess.run(
-        command(*arguments),
+        [*((*LIMITED, str(file_limit)) if file_limit else ()), *command(*arguments)],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
         env=environment(scratch),
-        preexec_fn=limit if file_limit else None,
     )
     return collect(done.returncode, done.stdout, done.stderr, scratch, report)
 

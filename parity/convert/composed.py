@@ -23,17 +23,23 @@ if TYPE_CHECKING:
 
 
 def compose(
-    model: Model, signatures: Sequence[Signature], destination: Path, progress: isolated.Progress, timings: Timings
+    model: Model,
+    signatures: Sequence[Signature],
+    metadata: Mapping[str, bytes],
+    destination: Path,
+    progress: isolated.Progress,
+    timings: Timings,
 ) -> None:
-    """Convert ``signatures`` of the model to the file ``destination``."""
+    """Convert ``signatures`` of the model to the file ``destination``, which says of itself what ``metadata`` says."""
     parameters = dict(model.named_parameters())
     composer = Composer(parameters, timings)
-    write_signatures(composer, signatures, destination, parameters, progress)
+    write_signatures(composer, signatures, metadata, destination, parameters, progress)
 
 
 def write_signatures(
     composer: Composer,
     signatures: Sequence[Signature],
+    metadata: Mapping[str, bytes],
     destination: Path,
     parameters: Mapping[str, Tensor],
     progress: isolated.Progress,
@@ -52,7 +58,7 @@ def write_signatures(
             done += 1
         linker.finish(known, signature.inputs, signature.entry.outputs)
     with composer.timings.spent("writing"):
-        linker.write(destination, parameters, progress)
+        linker.write(destination, metadata, parameters, progress)
 
 
 class _Alone(nn.Module):

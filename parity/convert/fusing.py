@@ -73,7 +73,7 @@ def _bias(node: Node, after: Node, graph: _Graph) -> list[Node] | None:
     channels = graph.shape(node.inputs[1])[_BIASED[node.name]]
     if constant is None or not constant.parameters or math.prod(constant.shape) != channels:
         return None
-    if constant.shape[-1] != channels or graph.shape(after.outputs[0]) != graph.shape(node.outputs[0]):
+    if constant.shape[-1:] != (channels,) or graph.shape(after.outputs[0]) != graph.shape(node.outputs[0]):
         return None
     if constant.shape != (channels,):
         other = graph.like(other, (channels,))

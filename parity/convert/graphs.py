@@ -30,8 +30,14 @@ class Graph:
 
     @cached_property
     def names(self) -> Sequence[str]:
-        """A name for each tensor that says which module made it."""
-        return [f"{_readable(each.name)}.{place}" for place, each in enumerate(self.tensors)]
+        """A name for each tensor that says which module made it: surely that whose weights were read for it."""
+        modules = [_readable(each.name) for each in self.tensors]
+        for node in self.nodes:
+            read = [self.constants[place] for place in node.inputs if place in self.constants]
+            for parameter in [name for constant in read for name in constant.parameters][:1]:
+                for place in node.outputs:
+                    modules[place] = _module(parameter)
+        return [f"{module}.{place}" for place, module in enumerate(modules)]
 
 
 def read_graph(content: bytes, weight_mark: str) -> Graph:
@@ -94,6 +100,11 @@ def _literals(model: Any, subgraph: Any) -> Iterator[tuple[int, Constant]]:
             if constant.bytes != len(held):
                 raise RungError(f"{tensor.name.decode()} is a constant without its values; convert with --plain")
             yield place, constant
+
+
+def _module(parameter: str) -> str:
+    """Where in its stage a parameter is, such as ``mlp/up_proj``; the stage's own modules are in a numbered list."""
+    return "/".join(parameter.split(".")[2:-1])
 
 
 def _readable(name: Any) -> str:

@@ -61,7 +61,8 @@ class Parts:
 
     def _function(self, function: FunctionType) -> Hashable:
         cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
-        return "function", id(function.__code__), self.likeness(cells), self.likeness(function.__defaults__)
+        defaults = (function.__defaults__, function.__kwdefaults__)
+        return "function", id(function.__code__), self.likeness(cells), self.likeness(defaults)
 
     def _module(self, module: nn.Module | None) -> Hashable:
         if module is None:

@@ -8,32 +8,25 @@ are small; weights go from where they are straight to the end of the file, one a
 from __future__ import annotations
 
 import copy
-import struct
+import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import Constant
 from parity.convert.graphs import Graph
 from parity.convert.nodes import Node
+from parity.convert.writing import write
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from parity import isolated
-
-#: The runtime's kernels want constants at multiples of this.
-ALIGNMENT = 64
-#: Larger ones, in bytes, are written behind everything else.
-_SMALL = 1024
-#: A table cannot point further than this; larger files keep their weights outside of all tables.
-_REACH = 2**31 - 2**20
-_IDENTIFIER = b"TFL3"
 
 #: What a name stands for in a signature: the number of a tensor, or a constant that no operator has needed yet.
 Value = int | Constant
@@ -48,6 +41,8 @@ class _Signature:
     tensors: list[Any] = field(default_factory=list)
     operators: list[Any] = field(default_factory=list)
     constants: dict[Constant, int] = field(default_factory=dict)
+    #: How many constants are called the same: a parameter in two shapes, or worked on in two ways.
+    named: Counter[str] = field(default_factory=Counter)
     #: What operators of each kind have made of which tensors.
     made: dict[Hashable, tuple[int, ...]] = field(default_factory=dict)
 
@@ -63,6 +58,7 @@ class Linker:
         self._buffers: dict[Constant, int] = {}
         self._called: dict[Graph, int] = {}
         self._subgraphs: list[Any] = []
+        self._metadata: dict[str, bytes] = {}
         self._model: Any = None
         self._current: _Signature | None = None
 
@@ -85,7 +81,7 @@ class Linker:
         graph's own names to those, ``weights`` its parameters to the model's. An input that is not known is the
         signature's.
         """
-        self._model = self._model or graph.model
+        self._note(graph.model)
         numbers = {number: self._subgraph(each) for number, each in graph.within.items()}
         values: dict[int, Value] = {place: constant.of(weights) for place, constant in graph.constants.items()}
         for name, place in graph.inputs.items():
@@ -118,6 +114,13 @@ class Linker:
             signature.operators.append(operator)
         return made
 
+    def _note(self, model: Any) -> None:
+        """What the converter says of the files that the graphs came in: of all runtimes asked for, the latest."""
+        self._model = self._model or model
+        for entry in model.metadata or ():
+            name, held = entry.name.decode(), bytes(model.buffers[entry.buffer].data)
+            self._metadata[name] = max(self._metadata.get(name, held), held, key=_version)
+
     def finish(self, known: Mapping[str, Value], inputs: Iterable[str], outputs: Iterable[str]) -> None:
         """End the signature, which gives back the ``outputs`` of what is ``known``."""
         signature = self._now
@@ -127,7 +130,8 @@ class Linker:
         operators = []
         for operator in reversed(signature.operators):
             if needed.intersection(operator.outputs.tolist()):
-                needed.update(operator.inputs.tolist())
+                # Its other outputs as well: the runtime writes every one.
+                needed.update(operator.inputs.tolist(), operator.outputs.tolist())
                 operators.append(operator)
         signature.operators = operators[::-1]
         given = {name: signature.inputs[name] for name in inputs if name in signature.inputs}
@@ -145,11 +149,15 @@ class Linker:
         known = self._now.constants
         if constant not in known:
             buffer = self._buffers.setdefault(constant, len(self._buffers) + 1)
+            name = constant.name or str(buffer)
+            self._now.named[name] += 1
+            if self._now.named[name] > 1:
+                name += f"+{self._now.named[name]}"
             tensor = schema.TensorT(
                 shape=np.array(constant.shape, np.int32),
                 type=getattr(schema.TensorType, constant.dtype.upper()),
                 buffer=buffer,
-                name=f"{self._now.name}/{constant.name or buffer}",
+                name=f"{self._now.name}/{name}",
                 hasRank=True,
             )
             known[constant] = len(self._now.tensors)
@@ -196,52 +204,27 @@ class Linker:
             self._subgraphs.append(subgraph)
         return self._called[graph]
 
-    def write(self, path: Path, parameters: Mapping[str, Tensor], progress: isolated.Progress) -> None:
-        """Write the file; ``parameters`` are asked for by name, when their turn comes."""
-        assert len(self._signatures) == self._count, "as many signatures as were promised"
-        large = [(constant, number) for constant, number in self._buffers.items() if constant.bytes > _SMALL]
-        outside = sum(constant.bytes + ALIGNMENT for constant, _ in large) > _REACH
-        header = bytearray(self._header(parameters, outside=outside))
-        places, end = [], len(header)
-        for constant, _ in large:
-            start = -(-(end + 4) // ALIGNMENT) * ALIGNMENT
-            places.append(start)
-            end = start + constant.bytes
-        for (constant, number), start in zip(large, places, strict=True):
-            _point(header, number, start, constant.bytes, outside=outside)
-        with path.open("wb") as file:
-            file.write(header)
-            for done, ((constant, _), start) in enumerate(zip(large, places, strict=True)):
-                progress(done, len(large))
-                file.write(bytes(start - 4 - file.tell()))
-                file.write(struct.pack("<I", constant.bytes if constant.bytes < 2**32 else 0))
-                file.write(np.ascontiguousarray(constant.values(parameters)).reshape(-1).view(np.uint8).data)
+    def write(
+        self,
+        path: Path,
+        metadata: Mapping[str, bytes],
+        parameters: Mapping[str, Tensor],
+        progress: isolated.Progress,
+    ) -> None:
+        """Write the file; ``parameters`` are asked for by name, when their turn comes.
 
-    def _header(self, parameters: Mapping[str, Tensor], *, outside: bool) -> bytes:
-        """Everything but the large constants, whose buffers point nowhere yet."""
-        buffers = [schema.BufferT()]
-        for constant in self._buffers:
-            if constant.bytes > _SMALL:
-                nowhere = schema.BufferT(offset=1, size=1) if outside else schema.BufferT(data=np.zeros(0, np.uint8))
-                buffers.append(nowhere)
-            else:
-                buffers.append(schema.BufferT(data=np.frombuffer(constant.values(parameters).tobytes(), np.uint8)))
-        metadata = []
-        for entry in self._model.metadata or ():
-            metadata.append(schema.MetadataT(name=entry.name, buffer=len(buffers)))
-            buffers.append(self._model.buffers[entry.buffer])
+        ``metadata`` is said besides what the converter said of the graphs.
+        """
+        assert len(self._signatures) == self._count, "as many signatures as were promised"
+        assert self._model is not None, "place() comes first"
         model = schema.ModelT(
             version=self._model.version,
             description=self._model.description,
             operatorCodes=self._code_tables,
-            buffers=buffers,
-            metadata=metadata,
             subgraphs=[*(_subgraph(*each) for each in self._signatures), *self._subgraphs],
             signatureDefs=[_definition(number, *each) for number, each in enumerate(self._signatures)],
         )
-        builder = flatbuffers.Builder(2**20)
-        builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
-        return bytes(builder.Output())
+        write(path, model, list(self._buffers), {**self._metadata, **metadata}, parameters, progress)
 
 
 def _compact(signature: _Signature, needed: set[int], made: Mapping[str, int]) -> tuple[_Signature, dict[str, int]]:
@@ -275,12 +258,6 @@ def _definition(number: int, signature: _Signature, made: Mapping[str, int]) -> 
     )
 
 
-def _point(header: bytearray, number: int, start: int, size: int, *, outside: bool) -> None:
-    """Let a buffer of a packed model point to where its values will be, ``start`` bytes into the file."""
-    table = schema.Model.GetRootAs(header, 0).Buffers(number)._tab  # noqa: SLF001  (the only way to a field's place)
-    if outside:
-        for slot, value in ((6, start), (8, size)):
-            struct.pack_into("<Q", header, table.Pos + table.Offset(slot), value)
-    else:
-        place = table.Pos + table.Offset(4)
-        struct.pack_into("<I", header, place, start - 4 - place)
+def _version(entry: bytes) -> list[int]:
+    """What a metadata entry counts by, such as ``2.17.0``; nothing for others."""
+    return [int(number) for number in re.findall(rb"\d+", entry)]

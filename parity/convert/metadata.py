@@ -10,15 +10,20 @@ from typing import Any
 ENTRY = "parity"
 
 
+def packed(facts: dict[str, Any]) -> dict[str, bytes]:
+    """``facts`` as an entry of a file's metadata; none if there are none."""
+    return {ENTRY: json.dumps(facts).encode()} if facts else {}
+
+
 def stamp(path: Path, facts: dict[str, Any]) -> None:
-    """Write ``facts`` into the file as JSON, under ``ENTRY``."""
+    """Write ``facts`` into a file that is there, as JSON under ``ENTRY``; it must fit into tables as a whole."""
     import numpy as np
     from ai_edge_litert.schema_py_generated import BufferT, MetadataT
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     model = tfl_flatbuffer_utils.read_model(str(path))
     buffer, entry = BufferT(), MetadataT()
-    buffer.data = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    buffer.data = np.frombuffer(packed(facts)[ENTRY], np.uint8)
     entry.name, entry.buffer = ENTRY, len(model.buffers)
     model.buffers = [*model.buffers, buffer]
     model.metadata = [*(model.metadata or []), entry]

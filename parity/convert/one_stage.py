@@ -62,7 +62,7 @@ class StageFiles:
         from parity.convert.composed import write_signatures
 
         parameters = self._cutter.values(dict(self.parts.model.named_parameters(remove_duplicate=False)))
-        write_signatures(self._composer, self._signatures[stage], path, parameters, lambda _done, _total: None)
+        write_signatures(self._composer, self._signatures[stage], {}, path, parameters, lambda _done, _total: None)
 
     def _cut(self, whole: Signature) -> list[Stage]:
         """The stages of a signature, large ones in pieces."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from models.authoring.config import ModelConfig
 from models.authoring.session import SessionInputs
 from parity import isolated
-from parity.convert.metadata import stamp
+from parity.convert.metadata import packed, stamp
 from parity.convert.stored import name_weights, read_names
 from parity.convert.timings import Timings
 from parity.errors import UsageError
@@ -132,14 +132,15 @@ def write_file(
 
     timings = timings or Timings()
     signatures = list(signatures)
+    facts = rope_facts(model.config, export.cache_length)
     with whole_file(destination) as temporary:
         if export.plain:
             with timings.spent("converting"):
                 _convert_whole(model, signatures, temporary, progress)
+                if facts:
+                    stamp(temporary, facts)
         else:
-            compose(model, signatures, temporary, progress, timings)
-        if facts := rope_facts(model.config, export.cache_length):
-            stamp(temporary, facts)
+            compose(model, signatures, packed(facts), temporary, progress, timings)
     parameters = dict(model.named_parameters())
     with timings.spent("naming weights"):
         names = name_weights(destination, parameters) if export.plain else read_names(destination)

@@ -16,9 +16,11 @@ from rich.console import Console
 
 from models import registry
 from parity import isolated, ladder, pipeline
+from parity.artifacts.making import Artifacts, Made, Making
 from parity.compare.verdict import Verdict
-from parity.convert.plain import Export, FloatFile
+from parity.convert.plain import FloatFile
 from parity.convert.quantize import WeightPrecision
+from parity.convert.recipes import Recipe
 from parity.inputs import Inputs
 from parity.pipeline import Request, check
 from parity.progress import Reporter
@@ -65,21 +67,25 @@ def checked(monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, 
         lie = lies.get(runner.name)
         return replace(recorded, trace=lie(traces, recorded.trace)) if lie else recorded
 
-    def converted(self: ladder.Ladder, export: Export, _: object) -> isolated.Finished[FloatFile]:
-        path = self.scratch / "float.tflite"
+    def converted(_: Artifacts, *arguments: Any) -> Making[FloatFile]:
+        *_, export, path = arguments
         path.write_text("float")
-        return isolated.Finished(FloatFile(path, export, ("decode",), ("head",)), 1.0, 1.0)
+        return Making(Made(FloatFile(path, export, ("decode",), ("head",)), 1.0, 1.0, cached=False), _nothing)
 
-    def quantized(*arguments: Any) -> isolated.Finished[list[WeightPrecision]]:
-        arguments[3].write_text(arguments[2].name)
-        return isolated.Finished([WeightPrecision("head", "int8")], 1.0, 1.0)
+    def quantized(_: Artifacts, _source: FloatFile, recipe: Recipe, path: Path) -> Making[list[WeightPrecision]]:
+        path.write_text(recipe.name)
+        return Making(Made([WeightPrecision("head", "int8")], 1.0, 1.0, cached=False), _nothing)
 
     monkeypatch.setattr(pipeline, "_read", lambda *_: honest.inputs)
     monkeypatch.setattr(ladder, "record", answer)
-    monkeypatch.setattr(ladder, "quantize", quantized)
-    monkeypatch.setattr(ladder.Ladder, "_convert", converted)
+    monkeypatch.setattr(Artifacts, "float_file", converted)
+    monkeypatch.setattr(Artifacts, "quantized_file", quantized)
     monkeypatch.setattr(ladder.Ladder, "small", False)  # or the conversion would begin beside the original
     return check(Request(model=MODEL, **request), QUIET)
+
+
+def _nothing(_: isolated.Finished[Any]) -> None:
+    """No job has ended."""
 
 
 def everywhere(change: Callable[[np.ndarray], np.ndarray], phases: tuple[str, ...] = PHASES) -> Lie:
