@@ -383,6 +383,53 @@ def generate(
 
 
 @app.command()
+def bench(
+    name: OneModel,
+    weights: WeightsOption = "tiny",
+    recipe: Recipes = None,
+    encoder_recipe: EncoderRecipe = None,
+    rung: Rungs = None,
+    prompts: Prompts = None,
+    prefill: Prefill = None,
+    kv_cache: KVCache = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often everything is made and run.")] = 3,
+    plain: Annotated[bool, typer.Option("--plain", help="Also the file that the converter makes by itself.")] = False,
+    trust_remote_code: RemoteCode = False,
+    json: JsonFile = None,
+    markdown: MarkdownFile = None,
+) -> None:
+    """What a model costs here: seconds and memory to convert, prefill and decode rate of each rung."""
+    from json import dumps
+
+    from rich.console import Console
+
+    from parity.bench import bench as run
+    from parity.files import writable, write_whole
+    from parity.pipeline import Request
+    from parity.report import costs
+
+    request = Request(
+        model=_select([name])[0],
+        weights=weights,
+        prompts=prompts,
+        rungs=rung or (),
+        recipes=_expand(recipe),
+        encoder_recipe=encoder_recipe,
+        prefill_lengths=prefill or (),
+        cache_length=kv_cache,
+        remote_code=trust_remote_code,
+    )
+    for path in filter(None, (json, markdown)):
+        writable(path)
+    measured = run(request, _reporter(), rounds=rounds, plain=plain)
+    costs.render(measured, Console())
+    if json:
+        write_whole(json, dumps(measured.to_json(), indent=1, allow_nan=False) + "\n")
+    if markdown:
+        write_whole(markdown, costs.to_markdown(measured))
+
+
+@app.command()
 def soak(
     draws: Annotated[int, typer.Option("--draws", min=1, help="How many random draws to run.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="What all draws follow from.")] = 0,

@@ -205,14 +205,9 @@ def bisect(request: Request, reporter: Reporter, output: Path | None = None) -> 
     """
     if output:
         refuse_existing(output)
-    isolated.prepare(converter=bool(request.plan.files))
-    request.settle_prompts()
-    weights = _weigh(request, reporter)
-    inputs = _read(request, weights, reporter)
-    inputs = replace(inputs, prompts=tuple(prompt.alone for prompt in inputs.prompts))
     found: list[Bisection] = []
     with scratch_folder() as scratch:
-        ladder = _ladder(request, weights, inputs, 0, scratch, reporter)
+        ladder = prepared(request, 0, scratch, reporter, _one_by_one)
         bisector = Bisector(ladder, keeping=output is not None)
         for name in request.plan.rungs:
             files = partial(_float_files, ladder)
@@ -227,12 +222,32 @@ def bisect(request: Request, reporter: Reporter, output: Path | None = None) -> 
                         output,
                         model=request.model.name,
                         weights=request.weights,
-                        sha256=weights.sha256,
+                        sha256=ladder.weights.sha256,
                         recipe=name if recipe and not recipe.endswith(".json") else recipe,
                         encoder_recipe=request.encoder_recipe,
                     )
                 break
     return found
+
+
+def prepared(
+    request: Request, generate_tokens: int, scratch: Path, reporter: Reporter, choose: Callable[[Inputs], Inputs]
+) -> Ladder:
+    """The ladder of a request on what ``choose`` makes of its prompts. Nothing has been run yet.
+
+    Raises:
+        UsageError, UnknownModelError: the request itself cannot be carried out.
+        ParityError, ModelError: the weights or the prompts cannot be used.
+    """
+    isolated.prepare(converter=bool(request.plan.files))
+    request.settle_prompts()
+    weights = _weigh(request, reporter)
+    return _ladder(request, weights, choose(_read(request, weights, reporter)), generate_tokens, scratch, reporter)
+
+
+def _one_by_one(inputs: Inputs) -> Inputs:
+    """The prompts without the rows beside them."""
+    return replace(inputs, prompts=tuple(prompt.alone for prompt in inputs.prompts))
 
 
 def _float_files(ladder: Ladder) -> list[Path]:

@@ -62,7 +62,7 @@ class Lowering:
         """
         signature = Signature(_NAME, module.eval(), (), inputs)
         with self._timings.spent("tracing"):
-            program = core._run_convert_passes(core.export_torch_signature(signature))  # noqa: SLF001
+            program = core._run_convert_passes(core.export_torch_signature(signature, run_decompositions=False))  # noqa: SLF001
         outputs = {
             name: torch.empty(made.shape, dtype=made.dtype, device="meta")
             for name, made in zip(_output_names(program), _made(program), strict=True)

@@ -92,7 +92,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
                 _, _, export, destination = self.arguments
                 destination.write_text("converted")
                 return isolated.Finished(FloatFile(destination, export, ("decode",), NAMES), 42.0, 99.0)
-            destination = self.arguments[-1]
+            _, _, _, destination, _ = self.arguments
             destination.write_text(self.name)
             return isolated.Finished(STORED, 3.0, 7.0)
 

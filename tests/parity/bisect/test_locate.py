@@ -30,9 +30,10 @@ def trace(**errors: float) -> Trace:
 class Log(Locator):
     """Finds what it is told to, and keeps which rungs were bisected on which prompt."""
 
-    def __init__(self, found: Found | Exception, *, original: bool = True) -> None:
+    def __init__(self, found: Found | Exception, *, original: bool = True, streamed: bool = False) -> None:
         super().__init__("phi-2", original=original)
         self.found = found
+        self.ladder = SimpleNamespace(streaming=streamed or None)
         self.bisected: list[tuple[str, str]] = []
 
     def _bisect(self, name: str, prompt: str, ladder: Any) -> Found:  # noqa: ARG002
@@ -47,7 +48,7 @@ class Log(Locator):
             for output, verdict in zip(outputs, verdicts, strict=True)
         ]
         recorded = None if Verdict.ERROR in verdicts else Recorded(INPUTS, trace(one=0.1, two=0.2), 0.0, 0.0, "")
-        return self.locate(Rung(name, recorded), edges, trace(), cast("Any", SimpleNamespace()))
+        return self.locate(Rung(name, recorded), edges, trace(), cast("Any", self.ladder))
 
 
 def found(*bad: tuple[str, str]) -> Found:
@@ -129,6 +130,15 @@ def test_without_the_original_only_files_are_bisected() -> None:
     log = Log(BLOCK, original=False)
     log.judge("reauthored", PASS)
     assert log.judge("float", FAIL)[0].first_divergent_stage == "block_1"
+
+
+def test_a_model_that_goes_by_stages_is_not_bisected() -> None:
+    """That takes the whole model; the cause says how to go on."""
+    log = Log(BLOCK, streamed=True)
+    (edge,) = log.judge("reauthored", FAIL)
+    assert edge.first_divergent_stage is None
+    assert edge.cause == 'off; run "parity bisect phi-2" where the whole model fits into memory to find the stage'
+    assert log.bisected == []
 
 
 def test_an_encoder_is_blamed_on_its_own_stages_only() -> None:

@@ -1,0 +1,133 @@
+"""Measure conversions: seconds and memory by depth and by number of signatures, composed and plain.
+
+    python benchmarks/conversion.py
+
+SmolLM-135M's shape with more or fewer layers, drawn from a seed. Every conversion is a process of its own. The plain
+ones, which take minutes, are run once, the composed ones three times.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from page import Panel, draw, machine, say, write_section
+
+from models import registry
+from models.registry import Model
+from parity.weights import write_checkpoint
+
+SHAPE = "smollm-135m"
+DEPTHS = (3, 6, 12, 24, 48)
+PREFILLS = (16, 64, 128, 256)
+CACHE = 320
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One export, converted both ways; megabytes are of memory at the peak, ``size`` of the file."""
+
+    seconds: float
+    peak: float
+    plain_seconds: float
+    plain_peak: float
+    size: float
+
+
+def model_of(depth: int) -> Model:
+    """The shape with that many layers."""
+    model = registry.get(SHAPE)
+    preset = model.preset
+    return replace(model, preset=replace(preset, config={**preset.config, "num_hidden_layers": depth}))
+
+
+def measured(folder: Path, prefills: Sequence[int], cache: int) -> Measured:
+    """Convert the checkpoint with those prefills and ``decode``, and see that the file runs."""
+    found = [_bench(folder, prefills, cache, *extra) for extra in (("--plain", "--rounds", "1"), ("--rounds", "3"))]
+    plain = _made(found[0], "plain")[0]
+    ours = _made(found[0], "float") + _made(found[1], "float")
+    middle = sorted(ours, key=lambda made: made["seconds"])[len(ours) // 2]
+    return Measured(
+        middle["seconds"], middle["peak_rss_mb"], plain["seconds"], plain["peak_rss_mb"], middle["bytes"] / 1e6
+    )
+
+
+def _bench(folder: Path, prefills: Sequence[int], cache: int, *extra: str) -> dict[str, list[dict[str, float]]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "bench.json"
+        lengths = [word for length in prefills for word in ("--prefill", str(length))]
+        command = [sys.executable, "-m", "parity", "bench", SHAPE, "--weights", str(folder), "--rung", "float"]
+        command += [*lengths, "--kv-cache", str(cache), "--json", str(path), *extra]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return {rung["name"]: rung["made"] for rung in json.loads(path.read_text())["rungs"]}
+
+
+def _made(found: dict[str, list[dict[str, float]]], name: str) -> list[dict[str, float]]:
+    return found[name]
+
+
+def table(heading: str, rows: dict[int, Measured]) -> Iterator[str]:
+    """A row for each number of what the heading says."""
+    yield f"| {heading} | composed s | plain s | ratio | composed, peak MB | plain, peak MB | file MB |"
+    yield "|---:|---:|---:|---:|---:|---:|---:|"
+    for number, row in rows.items():
+        seconds = f"{row.seconds:.1f} | {row.plain_seconds:.1f} | {row.plain_seconds / row.seconds:.1f}"
+        yield f"| {number} | {seconds} | {row.peak:.0f} | {row.plain_peak:.0f} | {row.size:.0f} |"
+
+
+def panels(across: str, rows: dict[int, Measured]) -> list[Panel]:
+    """Seconds and memory."""
+
+    def series(ours: str, plain: str) -> dict[str, list[tuple[float, float]]]:
+        return {
+            label: [(number, getattr(row, name)) for number, row in rows.items()]
+            for label, name in (("composed", ours), ("plain", plain))
+        }
+
+    return [
+        Panel("seconds to convert", across, series("seconds", "plain_seconds")),
+        Panel("peak memory in MB", across, series("peak", "plain_peak")),
+    ]
+
+
+def main() -> None:
+    """Measure, and write the section."""
+    by_depth, by_signatures = {}, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for depth in DEPTHS:
+            folder = Path(scratch) / f"layers_{depth}"
+            folder.mkdir()
+            write_checkpoint(folder, model_of(depth), lambda _done, _total: None, tiny=False)
+            by_depth[depth] = measured(folder, PREFILLS[:2], 128)
+            say(f"{depth} layers: {by_depth[depth]}")
+        for count in range(1, len(PREFILLS) + 1):
+            by_signatures[count + 1] = measured(Path(scratch) / "layers_12", PREFILLS[:count], CACHE)
+            say(f"{count + 1} signatures: {by_signatures[count + 1]}")
+    write_section(
+        "conversion",
+        [
+            "## Conversion\n",
+            f"`python benchmarks/conversion.py` ({machine()}): the shape of {SHAPE} with more or fewer",
+            "layers, float32; `prefill_16`, `prefill_64` and `decode`, a cache of 128. Composed: median of",
+            "four; plain: once, just before.\n",
+            *table("layers", by_depth),
+            "",
+            draw("conversion-by-depth", panels("layers", by_depth)),
+            "",
+            f"By the number of signatures: 12 layers, prefills {', '.join(map(str, PREFILLS))} and `decode`,",
+            f"a cache of {CACHE}.\n",
+            *table("signatures", by_signatures),
+            "",
+            draw("conversion-by-signatures", panels("signatures", by_signatures)),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
