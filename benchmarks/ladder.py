@@ -1,65 +1,123 @@
 """Measure ladders as whole processes and write the tables into docs/performance.md.
 
-    python benchmarks/ladder.py docs/performance.md
+    python benchmarks/ladder.py tiny
+    python benchmarks/ladder.py again
+    python benchmarks/ladder.py full [MODEL...]
+    python benchmarks/ladder.py streamed [MODEL...]
 
-Each ladder is the real command line in a fresh process; a tiny one is run five times and the median quoted, the
-full-size ones once. Run it on a machine that does nothing else.
+Each ladder is the real command line in a fresh process. A tiny one is run five times and the median quoted, as is one
+whose files are there already; the others once.
 """
 
 from __future__ import annotations
 
 import json
-import platform
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from page import machine, say, write_section
+
+from models import registry
+
 RUNS = 5
 TINY = ("smollm-135m", "qwen2.5-0.5b")
-FULL = ("smollm-135m", "openelm-270m", "openelm-450m", "moonshine-tiny", "t5-small")
-
-HEADER = """\
-# Measured times and memory
-
-Written by `python benchmarks/ladder.py docs/performance.md` on {cores} cores ({machine}, Python {python}); every figure
-is of the real command line in a fresh process, with nothing else running.
-"""
+FULL = ("smollm-135m", "smollm-360m", "openelm-270m", "openelm-450m", "moonshine-tiny", "t5-small")
+STREAMED = ("tinyllama-1.1b", "qwen2.5-1.5b", "llama-3.2-3b", "phi-4-mini")
 
 
-def ladder(*arguments: str) -> tuple[float, dict[str, Any]]:
-    """Wall seconds of one `parity check`, and its report."""
+@dataclass(frozen=True)
+class Ladder:
+    """Wall seconds of one `parity check`, the peak memory of all its processes together in MB, and its report."""
+
+    seconds: float
+    peak: float
+    report: Any
+
+
+def ladder(*arguments: str, cached: bool = False, environment: Mapping[str, str] | None = None) -> Ladder:
+    """Run one."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         began = time.perf_counter()
-        command = [sys.executable, "-m", "parity", "check", *arguments, "--no-cache", "--json", str(report)]
-        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if done.returncode not in (0, 1):  # a FAIL is a figure too; the table shows it
-            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
-        return time.perf_counter() - began, json.loads(report.read_text())
+        kept = () if cached else ("--no-cache",)
+        command = [sys.executable, "-m", "parity", "check", *arguments, *kept, "--json", str(report)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, **quiet)
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, together(process.pid))
+            time.sleep(0.5)
+        if process.returncode not in (0, 1):  # a FAIL is a figure too; the table shows it
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        return Ladder(time.perf_counter() - began, peak, json.loads(report.read_text()))
+
+
+def together(root: int) -> float:
+    """MB of a process and all that come from it, what they share counted once."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    family = {root}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    total = 0
+    for process in family:
+        with suppress(OSError):
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1e3
 
 
 def tiny_table() -> Iterator[str]:
     """Cold ladders of tiny presets: everything but the drawing of the weights."""
     yield "## A tiny ladder from a cold start\n"
-    yield "`parity check MODEL`: original, oracle, re-authored, float, dynamic_int8; seven prompts, 224 positions.\n"
+    yield f"`python benchmarks/ladder.py tiny` ({machine()})\n"
+    yield "`parity check MODEL --no-cache`: original, oracle, re-authored, float, dynamic_int8; seven prompts,"
+    yield "224 positions.\n"
     yield f"| model | seconds, median of {RUNS} | fastest | slowest |"
     yield "|---|---:|---:|---:|"
     for model in TINY:
         ladder(model)  # draws the weights, fills the disk cache
-        seconds = sorted(ladder(model)[0] for _ in range(RUNS))
+        seconds = sorted(ladder(model).seconds for _ in range(RUNS))
         yield f"| {model} | {statistics.median(seconds):.1f} | {seconds[0]:.1f} | {seconds[-1]:.1f} |"
+
+
+def again_table() -> Iterator[str]:
+    """A ladder whose files are not there yet, and the same with them."""
+    model = ("smollm-135m", "--weights", "synthetic")
+    with tempfile.TemporaryDirectory() as cache:
+        own = {"XDG_CACHE_HOME": cache}
+        ladder(*model, "--rung", "reauthored", environment=own)  # draws the weights
+        cold = ladder(*model, cached=True, environment=own).seconds
+        warm = [ladder(*model, cached=True, environment=own).seconds for _ in range(RUNS)]
+    yield "## A ladder at full size, and the same again\n"
+    yield f"`python benchmarks/ladder.py again` ({machine()})\n"
+    yield f"`parity check {' '.join(model)}`: original, oracle, re-authored, float, dynamic_int8.\n"
+    yield "| | seconds |"
+    yield "|---|---:|"
+    yield f"| nothing in the cache | {cold:.1f} |"
+    yield f"| unchanged, median of {RUNS} | {statistics.median(warm):.1f} |"
 
 
 def full_table(model: str) -> Iterator[str]:
     """One full-size ladder with every recipe."""
-    seconds, report = ladder(model, "--weights", "synthetic", "--recipe", "all")
-    yield f"\n## {model} at full published size\n"
-    yield f"`parity check {model} --weights synthetic --recipe all`: {seconds:.0f} s, drawing the weights included.\n"
+    ladder(model, "--weights", "synthetic", "--rung", "reauthored", "--no-streamed")  # draws the weights
+    done = ladder(model, "--weights", "synthetic", "--recipe", "all", "--no-streamed")
+    report = done.report
+    yield f"## {model} at full published size\n"
+    yield f"`python benchmarks/ladder.py full {model}` ({machine()})\n"
+    yield f"`parity check {model} --weights synthetic --recipe all --no-cache`: {done.seconds:.0f} s,"
+    yield f"{done.peak:.0f} MB at the peak of all processes together.\n"
     yield "| rung | verdict | floor ratio | rel. L2 | KL mean | KL p99 | top-1 | perplexity ratio | run s | peak MB |"
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     costs = {rung["name"]: rung for rung in report["rungs"]}
@@ -85,14 +143,46 @@ def full_table(model: str) -> Iterator[str]:
             yield f"| {name} | {artifact['quantize_seconds']:.1f} | {artifact['bytes'] / 1e6:.0f} | {kinds} |"
 
 
-def main(destination: Path) -> None:
-    """Measure and write."""
-    import os
+def streamed_table(models: Sequence[str]) -> Iterator[str]:
+    """Ladders by stages, a row for each rung."""
+    yield "## Models by stages\n"
+    yield f"`python benchmarks/ladder.py streamed {' '.join(models)}` ({machine()})\n"
+    yield "`parity check MODEL --weights synthetic --streamed`: of the whole run, the peak of all processes"
+    yield "together; of each rung, that of its own.\n"
+    yield "| model, parameters | seconds | peak MB | rung | verdict | floor ratio or KL mean | run s | peak MB |"
+    yield "|---|---:|---:|---|---|---:|---:|---:|"
+    for model in models:
+        say(model)
+        done = ladder(model, "--weights", "synthetic", "--streamed")
+        edges = {edge["candidate"]: edge for edge in done.report["edges"]}
+        called = f"{model}, {registry.get(model).preset.parameters / 1e9:.2f}B"
+        for number, rung in enumerate(done.report["rungs"]):
+            edge = edges.get(rung["name"], {"verdict": "-", "metrics": {}})
+            figure = edge["metrics"].get("floor_ratio", edge["metrics"].get("kl_mean"))
+            about = [called, f"{done.seconds:.0f}", f"{done.peak:.0f}"] if not number else [""] * 3
+            figures = [
+                "-" if figure is None else f"{figure:.2g}",
+                f"{rung['seconds']:.0f}",
+                f"{rung['peak_rss_mb']:.0f}",
+            ]
+            yield f"| {' | '.join([*about, rung['name'], edge['verdict'], *figures])} |"
 
-    header = HEADER.format(cores=os.cpu_count(), machine=platform.machine(), python=platform.python_version())
-    tables = [header, *tiny_table(), *(line for model in FULL for line in full_table(model))]
-    destination.write_text("\n".join(tables) + "\n", encoding="utf-8")
+
+def main(what: str, *models: str) -> None:
+    """Measure and write."""
+    if what == "tiny":
+        write_section("tiny ladders", tiny_table())
+    elif what == "again":
+        write_section("ladders again", again_table())
+    elif what == "full":
+        for model in models or FULL:
+            say(model)
+            write_section(f"full size {model}", full_table(model))
+    elif what == "streamed":
+        write_section("streamed", streamed_table(models or STREAMED))
+    else:
+        raise SystemExit(__doc__)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*sys.argv[1:])
