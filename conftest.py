@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from parity import isolated
+
 pytest_plugins = ["parity.pytest_plugin"]
 
 #: Files of slow tests that share nothing, and may go to whatever process is free.
@@ -29,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """What is tested is made, not found: no test, nor what it starts, reads the user's cache or fills it."""
     os.environ["PARITY_CACHE_GB"] = "0"
+    # The first job of a process starts the server of all others, whatever they need.
+    isolated.PRELOAD = isolated.PRELOAD_CONVERTER
+    isolated.prepare(converter=True)
 
 
 @pytest.hookimpl(tryfirst=True)

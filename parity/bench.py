@@ -17,7 +17,7 @@ from typing import Any
 
 from models.authoring.hf_config import HFConfig
 from parity import environment, isolated
-from parity.convert.plain import Export, convert
+from parity.convert.float_file import Export, convert
 from parity.convert.quantize import quantize
 from parity.files import scratch_folder
 from parity.inputs import Inputs, TokenizedPrompt

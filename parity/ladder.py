@@ -16,7 +16,7 @@ from models.errors import ModelError
 from models.registry import Model
 from parity import environment, isolated
 from parity.artifacts.making import Artifacts, Made, Making
-from parity.convert.plain import Export, FloatFile, default_cache_length, rope_facts
+from parity.convert.float_file import Export, FloatFile, default_cache_length, rope_facts
 from parity.convert.quantize import summarize
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe, with_encoder
 from parity.errors import ParityError, PromptError, UsageError

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from parity.convert.plain import Export, FloatFile
+from parity.convert.float_file import Export, FloatFile
 from parity.convert.quantize import WeightPrecision
 from parity.convert.rounding import Rounding
 from parity.convert.stages import StagedFile

@@ -22,7 +22,7 @@ from parity.convert.recipes import Recipe, entries
 from parity.files import sha256_of
 
 if TYPE_CHECKING:
-    from parity.convert.plain import Export
+    from parity.convert.float_file import Export
     from parity.weights import Weights
 
 Identity = Mapping[str, Any]

@@ -20,7 +20,7 @@ from parity import isolated
 from parity.artifacts import forms
 from parity.artifacts.cache import DAMAGE, ArtifactCache, Manifest, Say, sha256
 from parity.artifacts.identity import Identity, key_of, of_conversion, of_quantization, sources, versions
-from parity.convert.plain import Export, FloatFile, conversion
+from parity.convert.float_file import Export, FloatFile, conversion
 from parity.convert.quantize import WeightPrecision, quantization
 from parity.convert.recipes import Recipe
 from parity.convert.stages import StagedFile, staged_conversion

@@ -15,7 +15,7 @@ from parity import isolated
 from parity.bisect.bisector import Found
 from parity.bisect.watching import tensor_errors
 from parity.compare.bisect import SIGNATURES, Measured
-from parity.convert.plain import Export, FloatFile, load_for_export, write_file
+from parity.convert.float_file import Export, FloatFile, load_for_export, write_file
 from parity.convert.quantize import quantize
 from parity.convert.recipes import get_recipe, with_encoder
 from parity.errors import RungError, UsageError

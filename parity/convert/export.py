@@ -17,7 +17,7 @@ from models.registry import Model
 from parity import isolated
 from parity.artifacts.cache import ArtifactCache
 from parity.artifacts.making import Artifacts
-from parity.convert.plain import Export, FloatFile, file_name, rope_facts
+from parity.convert.float_file import Export, FloatFile, file_name, rope_facts
 from parity.convert.quantize import summarize
 from parity.convert.recipes import Recipe, get_recipe, with_encoder
 from parity.convert.timings import Timings

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from models.authoring.by_stage import ModelByStage
 from models.authoring.stage import Stage
 from parity.convert.cutting import MOST, Cutter
-from parity.convert.plain import Export, whole_signatures
+from parity.convert.float_file import Export, whole_signatures
 from parity.runners.stages import Layout
 
 if TYPE_CHECKING:

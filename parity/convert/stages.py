@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from parity import isolated
-from parity.convert.plain import Export, FloatFile, load_for_export, whole_signatures, write_file
+from parity.convert.float_file import Export, FloatFile, load_for_export, whole_signatures, write_file
 from parity.runners.litert import LiteRTProgram
 from parity.runners.stages import FileCalls, FileStages, Layout, refusals
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from parity.convert.cutting import MOST, base_name
-from parity.convert.plain import Export, prepare_converter
+from parity.convert.float_file import Export, prepare_converter
 from parity.convert.recipes import Recipe
 from parity.files import sha256_of
 from parity.runners.conveyor import Line

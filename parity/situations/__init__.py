@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
-from parity.convert.plain import default_cache_length
+from parity.convert.float_file import default_cache_length
 from parity.errors import PromptError
 from parity.inputs import Inputs, Material, TokenizedPrompt, read_material, read_prompts
 from parity.ladder import PREFILL_LENGTH, cache_lengths, crosses

@@ -22,7 +22,7 @@ from parity import isolated
 from parity.compare.limits import Limit, limits_for
 from parity.compare.roundings import least_floors
 from parity.compare.verdict import Edge, NoiseFloor, Output, Verdict, worst
-from parity.convert.plain import conversion
+from parity.convert.float_file import conversion
 from parity.convert.quantize import quantization
 from parity.convert.recipes import DEFAULT_RECIPE, get_recipe
 from parity.errors import ParityError

@@ -30,7 +30,7 @@ from models.errors import ModelError
 from parity import isolated
 from parity.compare.limits import FLOAT_LIMITS, UNIT_ROUNDOFF
 from parity.compare.verdict import NoiseFloor, judge, measure
-from parity.convert.plain import Export, convert
+from parity.convert.float_file import Export, convert
 from parity.convert.quantize import quantize
 from parity.convert.recipes import get_recipe
 from parity.errors import GoldenError, ParityError, RungError

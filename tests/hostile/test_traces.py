@@ -18,7 +18,7 @@ from models import registry
 from parity import isolated, ladder, pipeline
 from parity.artifacts.making import Artifacts, Made, Making
 from parity.compare.verdict import Verdict
-from parity.convert.plain import FloatFile
+from parity.convert.float_file import FloatFile
 from parity.convert.quantize import WeightPrecision
 from parity.convert.recipes import Recipe
 from parity.inputs import Inputs

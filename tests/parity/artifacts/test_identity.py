@@ -18,7 +18,7 @@ from models.authoring.session import EncoderCall, SessionInputs
 from parity.artifacts import forms, identity
 from parity.artifacts.cache import DAMAGE
 from parity.artifacts.identity import key_of, of_conversion, of_quantization, sources, versions
-from parity.convert.plain import Export, FloatFile
+from parity.convert.float_file import Export, FloatFile
 from parity.convert.quantize import WeightPrecision
 from parity.convert.recipes import get_recipe, with_encoder
 from parity.convert.rounding import Rounding
@@ -143,12 +143,12 @@ def test_sources_count_by_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_sources_are_those_of_the_models_and_of_the_conversion() -> None:
     """Deep ones and plain ones."""
     found = {name for package in identity.PACKAGES for name, _ in identity._modules(package)}
-    wanted = {"models.layers.norm", "models.llama", "models", "parity.convert.plain", "parity.convert.lowerings"}
+    wanted = {"models.layers.norm", "models.llama", "models", "parity.convert.float_file", "parity.convert.lowerings"}
     assert wanted <= found
     assert not any(name.startswith(("parity.compare", "parity.report")) for name in found)
 
 
-@pytest.mark.parametrize("module", ["models.layers.mask", "parity.convert.plain"])
+@pytest.mark.parametrize("module", ["models.layers.mask", "parity.convert.float_file"])
 def test_sources_are_unknown_where_a_fault_is_planted(tmp_path: Path, module: str) -> None:
     """Whether the module was imported already or will be: the files on disk are not what runs."""
     program = (

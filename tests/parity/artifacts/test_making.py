@@ -17,7 +17,7 @@ from parity.artifacts import making
 from parity.artifacts.cache import FILE, MANIFEST, ArtifactCache
 from parity.artifacts.identity import key_of
 from parity.artifacts.making import Artifacts, Made
-from parity.convert.plain import Export, FloatFile
+from parity.convert.float_file import Export, FloatFile
 from parity.convert.quantize import WeightPrecision
 from parity.convert.recipes import get_recipe
 from parity.convert.rounding import Rounding

@@ -35,7 +35,7 @@ QUIET = Reporter(Console(stderr=True), quiet=True)
 _LOADED = "    return registry.family(family).load(folder, fused=True)\n"
 #: The converted model has a weight of NaN, an ERROR: what FAILs would be bisected, which takes longer.
 BROKEN = Rewrite(
-    "parity.convert.plain",
+    "parity.convert.float_file",
     _LOADED,
     _LOADED.replace("return", "model =") + "    next(model.parameters()).data[:] = float('nan')\n    return model\n",
 )

@@ -35,7 +35,7 @@ from models.authoring.stage import Stage
 from parity import isolated
 from parity.compare.limits import UNIT_ROUNDOFF
 from parity.compare.roundings import encoder_roundings, logit_roundings
-from parity.convert.plain import Export, FloatFile, conversion
+from parity.convert.float_file import Export, FloatFile, conversion
 from parity.convert.stored import read_file, read_names, weights_of
 from parity.inputs import read_prompts, tokenize
 from parity.ladder import fit

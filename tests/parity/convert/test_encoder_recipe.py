@@ -12,7 +12,7 @@ import pytest
 from models import registry
 from models.authoring.hf_config import HFConfig
 from models.authoring.session import shipped_sessions
-from parity.convert.plain import Export, FloatFile, convert
+from parity.convert.float_file import Export, FloatFile, convert
 from parity.convert.quantize import WeightPrecision, quantize
 from parity.convert.recipes import get_recipe, with_encoder
 from parity.convert.stored import read_file, weights_of

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import registry
-from parity.convert.plain import Export, FloatFile, convert
+from parity.convert.float_file import Export, FloatFile, convert
 from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import RECIPES, entries, get_recipe, weight_bits
 from parity.convert.stored import Storage, read_file, storage_of, weights_of

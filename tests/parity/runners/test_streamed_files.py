@@ -11,7 +11,7 @@ import pytest
 from models import registry
 from models.authoring.hf_config import HFConfig
 from parity import isolated
-from parity.convert.plain import Export, FloatFile, convert
+from parity.convert.float_file import Export, FloatFile, convert
 from parity.convert.quantize import quantize, summarize
 from parity.convert.recipes import get_recipe
 from parity.errors import RungError

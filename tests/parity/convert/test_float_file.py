@@ -11,7 +11,7 @@ from models import registry
 from models.authoring.hf_config import HFConfig
 from parity import isolated
 from parity.convert.export import to_file
-from parity.convert.plain import Export, convert, default_cache_length, file_name
+from parity.convert.float_file import Export, convert, default_cache_length, file_name
 from parity.errors import UsageError
 from parity.inputs import TokenizedPrompt
 from parity.runners.litert import LiteRT
@@ -26,11 +26,11 @@ CONFIG = MODEL.family.config_from(HFConfig(MODEL.preset.values(tiny=True), MODEL
 def _convert_unfused(folder: Path, export: Export, path: Path, progress: isolated.Progress) -> None:
     """The plain conversion with every composite switched off."""
     from models.authoring import family
-    from parity.convert import plain
+    from parity.convert import float_file
 
     load = family.Family.load
     family.Family.load = lambda self, folder, *, fused=False: load(self, folder, fused=False)  # noqa: ARG005
-    plain._convert("llama", folder, export, path, progress)
+    float_file._convert("llama", folder, export, path, progress)
 
 
 @pytest.fixture(scope="module")

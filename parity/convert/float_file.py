@@ -1,4 +1,4 @@
-"""The plain conversion: every signature exported whole through litert-torch's core."""
+"""The float file of a model: what is exported, and the job that makes it, composed of stages or the plain way."""
 
 from __future__ import annotations
 
