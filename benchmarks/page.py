@@ -18,7 +18,7 @@ HEADER = """\
 # Measured times and memory
 
 Each section is written by the command it names, run on a machine that does nothing else. Every figure is of whole
-processes; where several rounds were run it is their median.
+processes; where several rounds were run it is their median. `parity bench MODEL` measures yours on your machine.
 """
 #: Of a chart's drawing area, in pixels.
 WIDTH, HEIGHT, LEFT, TOP = 460, 220, 60, 44

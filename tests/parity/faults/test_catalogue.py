@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -14,6 +15,9 @@ from parity.faults.planting import Rewrite, source_of
 from parity.faults.run import cells
 
 KNOWN = list(faults())
+PAGE = Path(__file__).parents[3] / "docs" / "fault_matrix.md"
+#: Columns of the page's last table, which says what each fault is.
+NOT_MODELS = ("to blame", "what it is")
 
 
 @pytest.mark.parametrize("fault", KNOWN, ids=lambda fault: fault.name)
@@ -71,3 +75,20 @@ def test_a_rewrite_names_a_module_that_is_there() -> None:
     """A module that was moved away is said to be gone."""
     with pytest.raises(ModuleNotFoundError, match=r"no module models\.nothing"):
         Rewrite("models.nothing", "a", "b").found()
+
+
+def test_the_page_has_every_fault_in_every_model_and_nothing_missed() -> None:
+    """A fault that is added or can be in another model now is planted, and the page written again."""
+    tables: dict[tuple[str, str], str] = {}
+    models: list[str] = []
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        first, *rest = (cell.strip() for cell in line.strip("|").split("|"))
+        if line.startswith("| fault |"):
+            models = rest
+        elif line.startswith("| ") and len(rest) == len(models):
+            tables |= {(first, model): cell for model, cell in zip(models, rest, strict=True)}
+    ticked = {place for place, cell in tables.items() if cell.startswith("✓")}
+    assert ticked == {
+        (fault.name, subject.model.name) for fault, subject in cells(KNOWN, [Subject(m) for m in subjects()])
+    }
+    assert all(cell == "·" for place, cell in tables.items() if place not in ticked and place[1] not in NOT_MODELS)
