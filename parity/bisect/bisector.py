@@ -7,7 +7,7 @@ taken apart into one signature a stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ from parity.compare.bisect import (
     Phase,
     Place,
     StageErrors,
+    broken_stages,
     conclude,
     judge_floats,
     judge_recipe,
     with_signatures,
+    with_stored,
 )
 from parity.compare.limits import FLOAT_LIMITS, Limit, stage_limits
 from parity.convert.recipes import Recipe, weight_bits
@@ -108,18 +110,21 @@ class Bisector:
             ParityError, ModelError: the diagnostic file could not be made, quantized or run.
         """
         side = self._file_side()
-        paths = []
+        paths: list[Path] = []
+        stored: list[tuple[str, Mapping[str, float]]] = []
         for each in side.files:
             path = each.file.path.with_name(f"staged_quantized_{each.layout.cache_length}.tflite")
             with (
                 self.ladder.reporter.step(f"quantizing to {recipe.name}") as progress,
                 self.ladder.artifacts.quantized_file(each.file, recipe, path) as making,
             ):
-                making.result(progress)
+                found = making.result(progress).value
+            stored += [(weight.name, weight.rounding.metrics) for weight in found if weight.rounding]
             paths.append(path)
         own, chained = self._run(f"{recipe.name}, stage by stage", partial(side.measure, recipe.name, paths))
         limits = {phase: stage_limit(recipe, phase) for phase in STAGE_PHASES}
         bisection = self._conclude(recipe.name, "reauthored", judge_recipe(own, chained, limits))
+        bisection = with_stored(bisection, broken_stages(stored))
         return self._found(bisection, partial(side.keep, recipe.name, paths))
 
     def _file_side(self) -> FileSide:

@@ -7,7 +7,7 @@ the one that *leaves* it, when every stage is fed what ours made before.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parity.compare.limits import SIBLING_RATIO, UNIT_ROUNDOFF, Limit
+from models.authoring.stage import stage_of
+from parity.compare.limits import SIBLING_RATIO, STORED_LIMITS, UNIT_ROUNDOFF, Limit
 from parity.compare.metrics import Array
 
 Phase = Literal["encode", "prefill", "decode"]
@@ -275,6 +276,28 @@ def _remark(first: StageErrors | None, stages: Sequence[StageErrors]) -> str:
     if first.phase == "decode" and "prefill" in before:
         found += "; only in decode, where the cache and the positions come in"
     return found
+
+
+def broken_stages(stored: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, str]:
+    """Stages whose stored weights are not what rounding makes of the float ones, each with one of these weights.
+
+    ``stored`` has the name of every weight and its ``weight_`` metrics.
+    """
+    broken = [name for name, figures in stored if not all(each.holds(figures[each.metric]) for each in STORED_LIMITS)]
+    return {stage: name for name in broken if (stage := stage_of(name))}
+
+
+def with_stored(found: Bisection, broken: Mapping[str, str]) -> Bisection:
+    """What holds where stages read weights that are stored wrongly: that is certain, however little comes of it."""
+    rows = tuple(replace(row, bad=row.bad or row.stage in broken) for row in found.stages)
+    first = next((row for row in rows if row.stage in broken), None)
+    if first is None:
+        return found
+    remark = (
+        f"{broken[first.stage]} is not stored as rounding would have it: look at its steps, what shares one, and the "
+        "order of its codes"
+    )
+    return replace(found, stages=rows, first=first.stage, phase=first.phase, remark=remark)
 
 
 def with_signatures(found: Bisection, calls: Sequence[StageErrors]) -> Bisection:

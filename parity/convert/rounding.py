@@ -29,6 +29,11 @@ class Rounding:
     steps: float
     coarseness: float
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By the names that limits have for them."""
+        return {"weight_steps": self.steps, "weight_coarseness": self.coarseness}
+
     def worse(self, other: Rounding) -> Rounding:
         """The larger of both figures."""
         return Rounding(max(self.steps, other.steps), max(self.coarseness, other.coarseness))

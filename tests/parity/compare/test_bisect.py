@@ -13,11 +13,13 @@ from parity.compare.bisect import (
     RowErrors,
     StageErrors,
     Tally,
+    broken_stages,
     compare_rows,
     conclude,
     judge_floats,
     judge_recipe,
     with_signatures,
+    with_stored,
 )
 from parity.compare.limits import FLOAT_LIMITS, SIBLING_RATIO, UNIT_ROUNDOFF, Limit
 from parity.report.stages import Plot, finding, to_html, to_json
@@ -160,6 +162,26 @@ def test_a_quantized_stage_is_named_beyond_its_limit_or_out_of_line(errors, firs
     """A stage without siblings cannot be out of line."""
     rows = judge_recipe(measured(**errors), measured(), LIMITS)
     assert conclude("fp16", "reauthored", [], rows).first == first
+
+
+def test_a_weight_that_is_not_stored_as_rounded_is_named_whatever_comes_of_it() -> None:
+    """Half a step is what rounding costs; a step that is twice as large as it need be is no rounding either."""
+    sound = {"weight_steps": 0.5, "weight_coarseness": 1.0}
+    stored = [
+        ("embed.tokens", sound),
+        ("blocks.1.attention.q_proj", sound),
+        ("blocks.1.attention.q_proj", {**sound, "weight_steps": 9.0}),
+        ("blocks.2.mlp.up_proj", {**sound, "weight_coarseness": 40.0}),
+        ("norm_of_nothing", {**sound, "weight_steps": 9.0}),
+    ]
+    broken = broken_stages(stored)
+    assert broken == {"block_1": "blocks.1.attention.q_proj", "block_2": "blocks.2.mlp.up_proj"}
+    good = conclude("int8", "reauthored", ["p"], judge_recipe(measured(), measured(), LIMITS))
+    found = with_stored(good, broken)
+    assert (good.first, found.first, found.phase) == (None, "block_1", "prefill")
+    assert "blocks.1.attention.q_proj is not stored as rounding would have it" in found.remark
+    assert {row.stage for row in found.stages if row.bad} == {"block_1", "block_2"}
+    assert with_stored(good, {}) == good
 
 
 def test_everything_is_drawn_whatever_the_figures() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -62,6 +63,18 @@ def test_a_planted_fault_is_caught_and_placed(template: Template, name: str, mod
     """The right exit code, the right rung to blame, the right stage."""
     finding = run(KNOWN[name], Subject(registry.get(model)), template)
     assert finding.outcome is Outcome.CAUGHT, finding
+
+
+def test_a_fault_in_what_is_stored_is_bisected_though_little_comes_of_it(template: Template, tmp_path) -> None:
+    """One step for a whole matrix costs a stage less than the recipe may; that it is no rounding is certain."""
+    fault = KNOWN["one step for a whole matrix"]
+    plant(fault.rewrites, tmp_path)
+    report = tmp_path / "bisection.json"
+    asked = ["bisect", "openelm-270m", "--recipe", "dynamic_int8", "--no-cache", "--json", str(report)]
+    assert template.run(tmp_path, asked, 600) == 1
+    *_, found = json.loads(report.read_text())["rungs"]
+    assert found["first"] == fault.at(Subject(registry.get("openelm-270m")))
+    assert "is not stored as rounding would have it" in found["remark"]
 
 
 @pytest.mark.parametrize("fault", OF_SITUATIONS, ids=lambda fault: fault.name)
