@@ -3,12 +3,13 @@
     python benchmarks/conversion.py
 
 SmolLM-135M's shape with more or fewer layers, drawn from a seed. Every conversion is a process of its own. The plain
-ones, which take minutes, are run once, the composed ones three times.
+ones, which take minutes, are run once, the composed ones once beside them and three times more.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,6 @@ SHAPE = "smollm-135m"
 DEPTHS = (3, 6, 12, 24, 48)
 PREFILLS = (16, 64, 128, 256)
 CACHE = 320
-ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,14 @@ def model_of(depth: int) -> Model:
 def measured(folder: Path, prefills: Sequence[int], cache: int) -> Measured:
     """Convert the checkpoint with those prefills and ``decode``, and see that the file runs."""
     found = [_bench(folder, prefills, cache, *extra) for extra in (("--plain", "--rounds", "1"), ("--rounds", "3"))]
-    plain = _made(found[0], "plain")[0]
-    ours = _made(found[0], "float") + _made(found[1], "float")
-    middle = sorted(ours, key=lambda made: made["seconds"])[len(ours) // 2]
-    return Measured(
-        middle["seconds"], middle["peak_rss_mb"], plain["seconds"], plain["peak_rss_mb"], middle["bytes"] / 1e6
-    )
+    (plain,) = found[0]["plain"]
+    ours = found[0]["float"] + found[1]["float"]
+    seconds, peak = (statistics.median(made[name] for made in ours) for name in ("seconds", "peak_rss_mb"))
+    return Measured(seconds, peak, plain["seconds"], plain["peak_rss_mb"], plain["bytes"] / 1e6)
 
 
 def _bench(folder: Path, prefills: Sequence[int], cache: int, *extra: str) -> dict[str, list[dict[str, float]]]:
+    """What it took to make each file, round by round."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "bench.json"
         lengths = [word for length in prefills for word in ("--prefill", str(length))]
@@ -66,10 +65,6 @@ def _bench(folder: Path, prefills: Sequence[int], cache: int, *extra: str) -> di
         command += [*lengths, "--kv-cache", str(cache), "--json", str(path), *extra]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return {rung["name"]: rung["made"] for rung in json.loads(path.read_text())["rungs"]}
-
-
-def _made(found: dict[str, list[dict[str, float]]], name: str) -> list[dict[str, float]]:
-    return found[name]
 
 
 def table(heading: str, rows: dict[int, Measured]) -> Iterator[str]:

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from rich.console import Console
+
+from parity.files import write_whole
+from parity.report.templates import template
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -42,7 +44,7 @@ def write_section(name: str, lines: Iterable[str]) -> None:
     section = begin + "\n".join(lines).rstrip() + "\n" + end
     before, found, rest = text.partition(begin)
     text = before + section + rest.partition(end)[2] if found else f"{text.rstrip()}\n\n{section}"
-    PAGE.write_text(text, encoding="utf-8")
+    write_whole(PAGE, text)
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,10 @@ class Panel:
 
 def draw(name: str, panels: Sequence[Panel]) -> str:
     """Write the chart ``docs/NAME.svg``, panels side by side; returns what refers to it from the page."""
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
-        (Path(__file__).parent / "chart.svg.jinja").read_text(encoding="utf-8")
-    )
     step = LEFT + WIDTH + 40
     drawn = [_placed(panel, LEFT + number * step) for number, panel in enumerate(panels)]
-    picture = template.render(panels=drawn, width=step * len(panels), height=TOP + HEIGHT + 56, bottom=TOP + HEIGHT)
-    (PAGE.parent / f"{name}.svg").write_text(picture, encoding="utf-8")
+    size = {"width": step * len(panels), "height": TOP + HEIGHT + 56, "bottom": TOP + HEIGHT}
+    write_whole(PAGE.parent / f"{name}.svg", template("chart.svg", Path(__file__).parent).render(panels=drawn, **size))
     return f"![{'; '.join(panel.title for panel in panels)}]({name}.svg)"
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from models.authoring.hf_config import HFConfig
 from parity import environment, isolated
@@ -35,7 +35,6 @@ SCHEMA_VERSION = 1
 PROMPT_TOKENS = 128
 #: Tokens decoded after it.
 DECODED = 32
-ROUNDS = 3
 #: The rung that ``--plain`` adds: the file that the converter makes by itself.
 PLAIN = "plain"
 #: A prompt is taken at least so often, and for so many seconds if it is short.
@@ -61,21 +60,31 @@ class Making:
     bytes: int
 
 
+Figures = TypeVar("Figures", Run, Making)
+
+
 @dataclass
 class Cost:
-    """What was measured of one rung, round by round. Files that are made once for all rounds are not in it."""
+    """What was measured of one rung, round by round; for rungs of PyTorch nothing is made."""
 
     rung: str
     runs: list[Run] = field(default_factory=list)
     made: list[Making] = field(default_factory=list)
 
-    def median(self, name: str) -> float:
-        """Of a figure of ``Run``."""
-        return float(statistics.median(getattr(run, name) for run in self.runs))
+    @property
+    def run(self) -> Run:
+        """The medians."""
+        return _medians(self.runs)
 
-    def median_made(self, name: str) -> float | None:
-        """Of a figure of ``Making``; ``None`` for rungs that no file is made for."""
-        return statistics.median(getattr(made, name) for made in self.made) if self.made else None
+    @property
+    def making(self) -> Making | None:
+        """The medians, if anything was made."""
+        return _medians(self.made) if self.made else None
+
+
+def _medians(rounds: Sequence[Figures]) -> Figures:
+    kind = type(rounds[0])
+    return kind(**{each.name: statistics.median(getattr(one, each.name) for one in rounds) for each in fields(kind)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +107,10 @@ class Bench:
                 "name": cost.rung,
                 **({"made": [vars(made) for made in cost.made]} if cost.made else {}),
                 "runs": [vars(run) for run in cost.runs],
-                "first_seconds": cost.median("first"),
-                "prefill_rate": self.prompt / cost.median("prefill"),
-                "decode_rate": 1 / cost.median("decode"),
-                "peak_rss_mb": cost.median("peak_rss_mb"),
+                "first_seconds": cost.run.first,
+                "prefill_rate": self.prompt / cost.run.prefill,
+                "decode_rate": 1 / cost.run.decode,
+                "peak_rss_mb": cost.run.peak_rss_mb,
             }
             for cost in self.costs
         ]
@@ -109,7 +118,7 @@ class Bench:
         return {"schema_version": SCHEMA_VERSION, **about, "rungs": rungs, "environment": self.environment}
 
 
-def bench(request: Request, reporter: Reporter, *, rounds: int = ROUNDS, plain: bool = False) -> Bench:
+def bench(request: Request, reporter: Reporter, *, rounds: int, plain: bool) -> Bench:
     """Make the files of a request and run its rungs, ``rounds`` times over.
 
     Raises:
@@ -148,8 +157,7 @@ def _one_prompt(prefill_lengths: Sequence[int], inputs: Inputs) -> Inputs:
     """The longest prompt; one of words alone is repeated until it fills the longest prefill."""
     prompt = max(inputs.prompts, key=lambda each: (each.encoded_rows, len(each.prompt)))
     if prefill_lengths and not prompt.media:
-        length = max(prefill_lengths)
-        prompt = replace(prompt, prompt=(prompt.prompt * -(-length // len(prompt.prompt)))[:length])
+        prompt = replace(prompt, prompt=tuple(islice(cycle(prompt.prompt), max(prefill_lengths))))
     return replace(inputs, prompts=(replace(prompt, id="bench", continuation=()).alone,))
 
 
@@ -179,26 +187,25 @@ class _Bench:
         if not plan.files:
             return
         if self.plain:
-            self._convert(PLAIN, replace(self.export, plain=True)).unlink()
-        self._convert("float", self.export)
+            self._run_file(PLAIN, self._convert(PLAIN, replace(self.export, plain=True))[0])
+        path, names = self._convert("float", self.export)
+        if plan.float_file:
+            self._run_file("float", path)
+        for recipe in plan.recipes:
+            quantized = path.with_name("quantized.tflite")
+            with ladder.reporter.step(f"{recipe.name}: quantizing") as progress:
+                made = quantize(path, names, recipe, quantized, progress)
+            self._note(recipe.name, made, quantized)
+            self._run_file(recipe.name, quantized)
 
-    def _convert(self, name: str, export: Export) -> Path:
-        """Make a float file and run it; from the one that the project makes, those of the recipes too."""
+    def _convert(self, name: str, export: Export) -> tuple[Path, Sequence[str]]:
+        """Make a float file, in the place of the one before."""
         ladder = self.ladder
-        path = ladder.scratch / f"{name}.tflite"
+        path = ladder.scratch / "float.tflite"
         with ladder.reporter.step(f"{name}: converting") as progress:
             made = convert(ladder.model.family.name, ladder.weights.folder, export, path, progress)
         self._note(name, made, path)
-        if name == PLAIN or ladder.plan.float_file:
-            self._run_file(name, path)
-        for recipe in ladder.plan.recipes if name != PLAIN else ():
-            quantized = path.with_name("quantized.tflite")
-            with ladder.reporter.step(f"{recipe.name}: quantizing") as progress:
-                done = quantize(path, made.value.names, recipe, quantized, progress)
-            self._note(recipe.name, done, quantized)
-            self._run_file(recipe.name, quantized)
-            quantized.unlink()
-        return path
+        return path, made.value.names
 
     def _note(self, name: str, made: isolated.Finished[Any], path: Path) -> None:
         self._cost(name).made.append(Making(made.seconds, made.peak_rss_mb, path.stat().st_size))
@@ -220,7 +227,7 @@ def _measure(runner: Runner, prompt: TokenizedPrompt, progress: isolated.Progres
     began = time.perf_counter()
     with runner.open() as session:
         until = prompt.until(DECODED)
-        tokens = list(islice(_cycled(prompt), DECODED))
+        tokens = list(islice(cycle(prompt.prompt), DECODED))
         session.prefill(prompt, until)
         session.decode(tokens[0])
         first = time.perf_counter() - began
@@ -230,11 +237,6 @@ def _measure(runner: Runner, prompt: TokenizedPrompt, progress: isolated.Progres
             prefills.append(_seconds(partial(session.prefill, prompt, until)))
         decodes = [_seconds(partial(session.decode, token)) for token in tokens]
     return Run(first, statistics.median(prefills), statistics.median(decodes))
-
-
-def _cycled(prompt: TokenizedPrompt) -> Iterator[int]:
-    while True:
-        yield from prompt.prompt
 
 
 def _seconds(call: partial[Any]) -> float:

@@ -9,6 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
+from parity.options import (
+    EncoderRecipe,
+    GoldenDir,
+    HtmlFile,
+    JsonFile,
+    KVCache,
+    MarkdownFile,
+    Models,
+    NoCache,
+    OneModel,
+    Prefill,
+    Prompts,
+    Recipes,
+    RemoteCode,
+    Rungs,
+    Streamed,
+    WeightsOption,
+    complete_models,
+    complete_recipes,
+)
+
 if TYPE_CHECKING:
     from models.registry import Model
     from parity.artifacts.cache import ArtifactCache
@@ -34,87 +55,6 @@ PASSED, FAILED, MISUSED, INCONCLUSIVE = 0, 1, 2, 3
 EXIT_CODES = {"PASS": PASSED, "FAIL": FAILED, "ERROR": INCONCLUSIVE}
 #: What the library makes of Ctrl-C; the contract has no such code.
 INTERRUPTED = 130
-
-
-def _complete_models(incomplete: str) -> list[str]:
-    from models import registry
-
-    names = [name for model in registry.models() for name in (model.name, *model.preset.aliases)]
-    return [name for name in [*names, *registry.FAMILIES, "all"] if name.startswith(incomplete)]
-
-
-def _complete_recipes(incomplete: str) -> list[str]:
-    from parity.convert.recipes import RECIPES
-
-    return [name for name in RECIPES if name.startswith(incomplete)]
-
-
-def _complete_weights(incomplete: str) -> list[str]:
-    from parity.weights import KINDS
-
-    return [name for name in KINDS if name != "path" and name.startswith(incomplete)]
-
-
-Models = Annotated[
-    list[str],
-    typer.Argument(metavar="MODEL...", help="Presets, families, or all.", autocompletion=_complete_models),
-]
-OneModel = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A preset or a family.", autocompletion=_complete_models)
-]
-WeightsOption = Annotated[
-    str,
-    typer.Option(
-        "--weights", help="tiny, synthetic, hub, hub@REVISION, kaggle, or a folder.", autocompletion=_complete_weights
-    ),
-]
-Recipes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--recipe", help="Quantization recipe; repeatable; all for all six.", autocompletion=_complete_recipes
-    ),
-]
-EncoderRecipe = Annotated[
-    str | None,
-    typer.Option(
-        "--encoder-recipe",
-        help="Quantize what only the encoder reads by this recipe instead.",
-        autocompletion=_complete_recipes,
-    ),
-]
-Rungs = Annotated[list[str] | None, typer.Option("--rung", help="Only this rung; repeatable.")]
-Prompts = Annotated[
-    str | None,
-    typer.Option(
-        "--prompts", help="Prompt set: short, long, ..., a situation (docs/inputs.md), all of them, or a .jsonl file."
-    ),
-]
-Prefill = Annotated[
-    list[int] | None, typer.Option("--prefill", min=1, help="Length of a prefill signature; repeatable.")
-]
-KVCache = Annotated[int | None, typer.Option("--kv-cache", min=1, help="Cache length in positions.")]
-RemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Let an original that transformers lacks run the code in its repository, on your machine.",
-    ),
-]
-Streamed = Annotated[
-    bool | None,
-    typer.Option(
-        "--streamed/--no-streamed",
-        help="Run models one stage at a time; by default where they would not fit into memory.",
-        show_default=False,
-    ),
-]
-NoCache = Annotated[
-    bool, typer.Option("--no-cache", help="Neither take files from earlier runs nor keep any for later ones.")
-]
-GoldenDir = Annotated[Path | None, typer.Option("--golden-dir", help="Where recordings are kept.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
-MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the report as Markdown.")]
-HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML page.")]
 
 
 @app.command()
@@ -209,7 +149,7 @@ def check(
 def bisect(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="A preset or a family.", autocompletion=_complete_models),
+        typer.Argument(metavar="[MODEL]", help="A preset or a family.", autocompletion=complete_models),
     ] = None,
     weights: WeightsOption = "tiny",
     rung: Annotated[
@@ -232,13 +172,11 @@ def bisect(
     ] = None,
 ) -> None:
     """The first stage whose error jumps, and how the error grows by depth."""
-    from json import dumps
-
     from rich.console import Console
 
     from parity.bisect import reproduction
     from parity.errors import UsageError
-    from parity.files import writable, write_whole
+    from parity.files import writable, write_json, write_whole
     from parity.pipeline import Request
     from parity.pipeline import bisect as run
     from parity.report import stages
@@ -265,15 +203,14 @@ def bisect(
         cache=_cache(no_cache),
         remote_code=trust_remote_code,
     )
-    for path in filter(None, (json, html)):
-        writable(path)
+    writable(json, html)
     found = run(request, _reporter(), output)
     for bisection in found:
         stages.render(bisection, console)
     about = {"model": request.name, "weights": weights, "prompts": request.prompt_set}
     bad = any(bisection.first for bisection in found)
     if json:
-        write_whole(json, dumps(stages.to_json(found, about), indent=1, allow_nan=False) + "\n")
+        write_json(json, stages.to_json(found, about))
     if html:
         write_whole(html, stages.to_html(found, about))
     if bad and output:
@@ -286,7 +223,7 @@ def convert(
     name: OneModel,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, or a folder to name it in.")],
     weights: WeightsOption = "tiny",
-    recipe: Annotated[str | None, typer.Option("--recipe", autocompletion=_complete_recipes)] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", autocompletion=complete_recipes)] = None,
     encoder_recipe: EncoderRecipe = None,
     prefill: Prefill = None,
     kv_cache: Annotated[
@@ -399,12 +336,10 @@ def bench(
     markdown: MarkdownFile = None,
 ) -> None:
     """What a model costs here: seconds and memory to convert, prefill and decode rate of each rung."""
-    from json import dumps
-
     from rich.console import Console
 
     from parity.bench import bench as run
-    from parity.files import writable, write_whole
+    from parity.files import writable, write_json, write_whole
     from parity.pipeline import Request
     from parity.report import costs
 
@@ -419,12 +354,11 @@ def bench(
         cache_length=kv_cache,
         remote_code=trust_remote_code,
     )
-    for path in filter(None, (json, markdown)):
-        writable(path)
+    writable(json, markdown)
     measured = run(request, _reporter(), rounds=rounds, plain=plain)
     costs.render(measured, Console())
     if json:
-        write_whole(json, dumps(measured.to_json(), indent=1, allow_nan=False) + "\n")
+        write_json(json, measured.to_json())
     if markdown:
         write_whole(markdown, costs.to_markdown(measured))
 
@@ -439,7 +373,7 @@ def soak(
         typer.Option(
             "--model",
             help="A preset; repeatable; the smallest of every architecture.",
-            autocompletion=_complete_models,
+            autocompletion=complete_models,
         ),
     ] = None,
     files_every: Annotated[
@@ -533,7 +467,7 @@ def golden_record(
 
 @golden_app.command("check")
 def golden_check(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", autocompletion=_complete_models)] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", autocompletion=complete_models)] = None,
     weights: WeightsOption = "tiny",
     prompts: Prompts = None,
     golden_dir: GoldenDir = None,
@@ -625,8 +559,7 @@ def faults_run(
     from parity.files import writable, write_whole
 
     chosen, models = choose(fault or ()), _select(model) if model else subjects()
-    for path in filter(None, (output, markdown)):
-        writable(path)
+    writable(output, markdown)
     findings = carry_out(chosen, models, output, Console(stderr=True))
     if markdown:
         write_whole(markdown, to_markdown(chosen, findings, [model.name for model in models]))
@@ -699,8 +632,7 @@ def _writers(json: Path | None, markdown: Path | None, html: Path | None) -> lis
     def text_writer(path: Path, form: Callable[[Sequence[Report]], str]) -> Callable[[Sequence[Report]], None]:
         return lambda reports: write_whole(path, form(reports))
 
-    for path in filter(None, (json, markdown, html)):
-        writable(path)
+    writable(json, markdown, html)
     writers: list[Callable[[Sequence[Report]], None]] = []
     if json:
         writers.append(lambda reports: write_json(reports, json))

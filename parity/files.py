@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from parity.errors import ParityError, UsageError
 
@@ -90,20 +92,26 @@ def write_whole(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def writable(path: Path) -> None:
-    """Refuse a place that cannot be written, before the work that would end there.
+def write_json(path: Path, document: Any) -> None:
+    """The same for JSON, which holds neither NaN nor infinity."""
+    write_whole(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def writable(*paths: Path | None) -> None:
+    """Refuse places that cannot be written, before the work that would end there.
 
     Raises:
-        UsageError: the folder does not exist and cannot be made, or may not be written, or ``path`` is a folder.
+        UsageError: the folder does not exist and cannot be made, or may not be written, or a path is a folder.
     """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}); choose another place") from None
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; name a file in it")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written ({error.strerror}); choose another place") from None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from models.errors import UnknownModelError
 from parity import environment
 from parity.compare.verdict import NoiseFloor
 from parity.errors import GoldenError, UsageError
-from parity.files import sha256_of, whole_file, write_whole
+from parity.files import sha256_of, whole_file, write_json
 from parity.inputs import Inputs, read_prompts
 from parity.situations import is_made
 from parity.trace import Trace
@@ -122,7 +122,7 @@ class GoldenStore:
             "versions": environment.versions(),
         }
         facts["sha256"] = _digest(facts)
-        write_whole(recording.sidecar, json.dumps(facts, indent=1) + "\n")
+        write_json(recording.sidecar, facts)
 
     def replay(self, model: str, weights: Weights, inputs: Inputs) -> Reference:
         """The recording as a reference for today's rungs.

@@ -235,7 +235,7 @@ class Ladder:
 
     def _try_streamed(self, name: str, guide: Guide | None) -> Rung:
         """An exported rung whose stages are converted, run and deleted one after another."""
-        recipe = next((recipe for recipe in self.plan.recipes if recipe.name == name), None)
+        recipe = self.plan.recipe(name)
         facts = self.scratch / f"{name}.json"
         family, folder = self.model.family.name, self.weights.folder
         runner = StreamedFiles(

@@ -24,40 +24,25 @@ def rows(bench: Bench) -> list[Sequence[str]]:
 
 
 def _row(cost: Cost, positions: int) -> Sequence[str]:
-    seconds, peak, size = (cost.median_made(name) for name in ("seconds", "peak_rss_mb", "bytes"))
-    made = (
-        []
-        if seconds is None or peak is None or size is None
-        else [f"{seconds:.1f}", f"{peak:.0f}", f"{size / 1e6:.1f}"]
-    )
-    rates = (f"{positions / cost.median('prefill'):.1f}", f"{1 / cost.median('decode'):.1f}")
-    return (
-        cost.rung,
-        *(made or ("", "", "")),
-        f"{cost.median('first'):.1f}",
-        *rates,
-        f"{cost.median('peak_rss_mb'):.0f}",
-    )
+    run, making = cost.run, cost.making
+    made = [f"{making.seconds:.1f}", f"{making.peak_rss_mb:.0f}", f"{making.bytes / 1e6:.1f}"] if making else [""] * 3
+    rates = (f"{positions / run.prefill:.1f}", f"{1 / run.decode:.1f}")
+    return (cost.rung, *made, f"{run.first:.1f}", *rates, f"{run.peak_rss_mb:.0f}")
 
 
 def against_plain(bench: Bench) -> str | None:
     """The float file in proportion to the one that the converter makes by itself, if there is one."""
-    found = {cost.rung: cost for cost in bench.costs}
-    if PLAIN not in found or "float" not in found:
+    files = {cost.rung: (cost.making, cost.run) for cost in bench.costs}
+    making, run = files.get("float", (None, None))
+    plain_making, plain_run = files.get(PLAIN, (None, None))
+    if not (making and run and plain_making and plain_run):
         return None
-    ours, plain = found["float"], found[PLAIN]
-    seconds, peak = (_ratio(plain.median_made(name), ours.median_made(name)) for name in ("seconds", "peak_rss_mb"))
-    prefill, decode = (plain.median(name) / ours.median(name) for name in ("prefill", "decode"))
     return (
-        f"float against plain: made {seconds:.1f} times as fast with 1/{peak:.1f} of the memory, "
-        f"runs at {prefill:.3f} of its prefill rate and {decode:.3f} of its decode rate"
+        f"float against plain: made {plain_making.seconds / making.seconds:.1f} times as fast with "
+        f"1/{plain_making.peak_rss_mb / making.peak_rss_mb:.1f} of the memory, runs at "
+        f"{plain_run.prefill / run.prefill:.3f} of its prefill rate and "
+        f"{plain_run.decode / run.decode:.3f} of its decode rate"
     )
-
-
-def _ratio(one: float | None, other: float | None) -> float:
-    assert one is not None, "files have been made"
-    assert other is not None, "files have been made"
-    return one / other
 
 
 def about(bench: Bench) -> str:
@@ -89,5 +74,5 @@ def to_markdown(bench: Bench) -> str:
     """The same, for a page."""
     lines = [about(bench) + ".", "", f"| {' | '.join(HEADINGS)} |", "|---" + "|---:" * (len(HEADINGS) - 1) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows(bench)]
-    lines += ["", *([against_plain(bench) or ""] if against_plain(bench) else []), LEGEND]
+    lines += ["", *filter(None, (against_plain(bench), LEGEND))]
     return "\n".join(lines) + "\n"

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from parity import files
 from parity.compare.verdict import Edge, Verdict, worst
 from parity.errors import UsageError
-from parity.files import write_whole
 
 SCHEMA_VERSION = 1
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -152,7 +152,7 @@ def write_json(reports: Sequence[Report], path: Path) -> None:
             "models": [report.to_json() for report in reports],
             "verdict": overall(reports),
         }
-    write_whole(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    files.write_json(path, document)
 
 
 def read_json(path: Path) -> list[Report]:

@@ -44,7 +44,7 @@ def test_every_rung_is_made_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_sounds_make_their_own_prompt() -> None:
     """The positions that count are those of the encoder, where they are more."""
-    measured = bench(Request(model=registry.get("moonshine-tiny"), rungs=("reauthored",)), QUIET, rounds=1)
+    measured = bench(Request(model=registry.get("moonshine-tiny"), rungs=("reauthored",)), QUIET, rounds=1, plain=False)
     (cost,) = measured.costs
     assert cost.rung == "reauthored"
     assert measured.prompt > 16
