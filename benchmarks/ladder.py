@@ -14,17 +14,15 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from page import machine, say, write_section
+from processes import spent
 
 from models import registry
 
@@ -47,35 +45,10 @@ def ladder(*arguments: str, cached: bool = False, environment: Mapping[str, str]
     """Run one."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        began = time.perf_counter()
         kept = () if cached else ("--no-cache",)
         command = [sys.executable, "-m", "parity", "check", *arguments, *kept, "--json", str(report)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, **quiet)
-        peak = 0.0
-        while process.poll() is None:
-            peak = max(peak, together(process.pid))
-            time.sleep(0.5)
-        if process.returncode not in (0, 1):  # a FAIL is a figure too; the table shows it
-            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-        return Ladder(time.perf_counter() - began, peak, json.loads(report.read_text()))
-
-
-def together(root: int) -> float:
-    """MB of a process and all that come from it, what they share counted once."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    family = {root}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    total = 0
-    for process in family:
-        with suppress(OSError):
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1e3
+        took = spent(command, {**os.environ, **(environment or {})}, ends=(0, 1))  # a FAIL is a figure too
+        return Ladder(took.seconds, took.peak, json.loads(report.read_text()))
 
 
 def tiny_table() -> Iterator[str]:
