@@ -3,7 +3,7 @@
     python benchmarks/conversion.py
 
 SmolLM-135M's shape with more or fewer layers, drawn from a seed. Every conversion is a process of its own. The plain
-ones, which take minutes, are run once, the composed ones once beside them and three times more.
+ones, which take minutes, are run once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 from page import Panel, draw, machine, say, write_section
 
 from models import registry
+from models.authoring.checkpoint import Checkpoint
 from models.registry import Model
 from parity.weights import write_checkpoint
 
@@ -27,6 +29,8 @@ SHAPE = "smollm-135m"
 DEPTHS = (3, 6, 12, 24, 48)
 PREFILLS = (16, 64, 128, 256)
 CACHE = 320
+#: How often a composed conversion is run.
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ def model_of(depth: int) -> Model:
 
 def measured(folder: Path, prefills: Sequence[int], cache: int) -> Measured:
     """Convert the checkpoint with those prefills and ``decode``, and see that the file runs."""
-    found = [_bench(folder, prefills, cache, *extra) for extra in (("--plain", "--rounds", "1"), ("--rounds", "3"))]
+    extras = (("--plain", "--rounds", "1"), ("--rounds", str(ROUNDS - 1)))
+    found = [_bench(folder, prefills, cache, *extra) for extra in extras]
     (plain,) = found[0]["plain"]
     ours = found[0]["float"] + found[1]["float"]
     seconds, peak = (statistics.median(made[name] for made in ours) for name in ("seconds", "peak_rss_mb"))
@@ -65,6 +70,31 @@ def _bench(folder: Path, prefills: Sequence[int], cache: int, *extra: str) -> di
         command += [*lengths, "--kv-cache", str(cache), "--json", str(path), *extra]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return {rung["name"]: rung["made"] for rung in json.loads(path.read_text())["rungs"]}
+
+
+def seconds_to_store(folder: Path) -> float:
+    """Seconds to read what is stored and to write it as float32, which no way to convert can do without."""
+    import torch
+
+    torch.set_num_threads(1)  # as a conversion does
+    with tempfile.TemporaryFile() as file, Checkpoint(folder) as checkpoint:
+        began = time.perf_counter()
+        for tensor in checkpoint.values():
+            tensor.float().numpy().tofile(file)
+        return time.perf_counter() - began
+
+
+def growth(few: int, many: int, by_depth: dict[int, Measured], folders: dict[int, Path]) -> str:
+    """What more layers cost, and what writing their weights costs by itself."""
+    stored = {}
+    for depth in (few, many):
+        stored[depth] = statistics.median(seconds_to_store(folders[depth]) for _ in range(ROUNDS))
+    longer = by_depth[many].seconds - by_depth[few].seconds
+    megabytes = by_depth[many].size - by_depth[few].size
+    return (
+        f"From {few} to {many} layers a conversion takes {longer:.2f} s longer; reading the weights that are more and\n"
+        f"writing them as float32, {megabytes:.0f} MB, takes {stored[many] - stored[few]:.2f} s by itself."
+    )
 
 
 def table(heading: str, rows: dict[int, Measured]) -> Iterator[str]:
@@ -95,14 +125,16 @@ def main() -> None:
     """Measure, and write the section."""
     by_depth, by_signatures = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
-        for depth in DEPTHS:
-            folder = Path(scratch) / f"layers_{depth}"
+        folders = {depth: Path(scratch) / f"layers_{depth}" for depth in DEPTHS}
+        for depth, folder in folders.items():
             folder.mkdir()
             write_checkpoint(folder, model_of(depth), lambda _done, _total: None, tiny=False)
             by_depth[depth] = measured(folder, PREFILLS[:2], 128)
             say(f"{depth} layers: {by_depth[depth]}")
+        more = growth(6, 48, by_depth, folders)
+        say(more)
         for count in range(1, len(PREFILLS) + 1):
-            by_signatures[count + 1] = measured(Path(scratch) / "layers_12", PREFILLS[:count], CACHE)
+            by_signatures[count + 1] = measured(folders[12], PREFILLS[:count], CACHE)
             say(f"{count + 1} signatures: {by_signatures[count + 1]}")
     write_section(
         "conversion",
@@ -110,8 +142,10 @@ def main() -> None:
             "## Conversion\n",
             f"`python benchmarks/conversion.py` ({machine()}): the shape of {SHAPE} with more or fewer",
             "layers, float32; `prefill_16`, `prefill_64` and `decode`, a cache of 128. Composed: median of",
-            "four; plain: once, just before.\n",
+            f"{ROUNDS}; plain: once, just before.\n",
             *table("layers", by_depth),
+            "",
+            more,
             "",
             draw("conversion-by-depth", panels("layers", by_depth)),
             "",

@@ -5,60 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from models.authoring.checkpoint import Checkpoint
-from models.authoring.config import ModelConfig
 from models.authoring.family import Family
-from models.authoring.hf_config import HFConfig
 from models.authoring.session import shipped_sessions
 from models.authoring.stage import Stage, modules_of
-from models.authoring.weight_map import assign, load_part, load_weights
-
-if TYPE_CHECKING:
-    from models.authoring.model import Model
+from models.authoring.stored import StoredModel, names_of_each
+from models.authoring.weight_map import assign, load_part
 
 
-class ModelByStage:
-    """The model of a checkpoint folder, of which no parameter has values but those of a stage that is loaded.
+class ModelByStage(StoredModel):
+    """The ``model`` of a checkpoint folder, of which no parameter has values but those of a stage that is loaded.
 
     Raises:
         ModelError: anything wrong with the folder that names, shapes and dtypes tell.
     """
 
     def __init__(self, family: Family, folder: Path, *, fused: bool = False) -> None:
-        self.folder = folder
-        self.config: ModelConfig = family.config_from(HFConfig.load(folder))
-        self._family, self._fused = family, fused
+        super().__init__(family, folder, fused=fused)
         self.model = self.build()
-        with Checkpoint(folder) as checkpoint:
-            self._operations = list(family.weight_map_of(self.config, checkpoint))
-            headers = {name: checkpoint[name].to("meta") for name in checkpoint}
-        load_weights(self.build(), self._operations, headers)
         paths = {module: path for path, module in self.model.named_modules()}
-        tied = {name: names for names in _names_of_each(self.model) for name in names}
+        tied = {name: names for names in names_of_each(self.model) for name in names}
         self._parameters: dict[str, list[list[str]]] = {}
         for stage in self._all_stages():
             modules = [module for part in modules_of(stage) for module in part.modules()]
             read = [f"{paths[each]}.{name}" for each in modules for name, _ in each.named_parameters(recurse=False)]
             self._parameters[stage.name] = [tied[name] for name in read]
-
-    def build(self) -> Model:
-        """The same model again, on the meta device."""
-        return self._family.build(self.config, fused=self._fused, device="meta")
-
-    def hollow(self) -> Model:
-        """The same model with room for its parameters, which is not taken as long as nobody writes to it."""
-        import torch
-        from torch import nn
-
-        model = self.build()
-        for tied in _names_of_each(model):
-            like = model.get_parameter(tied[0])
-            room = nn.Parameter(torch.empty_like(like, device="cpu"), requires_grad=False)
-            for name in tied:
-                assign(model, name, room)
-        return model
 
     @property
     def stages(self) -> Sequence[str]:
@@ -94,11 +66,3 @@ class ModelByStage:
         entries = [*encoders, *sorted(prefills, key=len, reverse=True), "decode"]
         stages = (stage for name in entries for stage in self.model.entry(name, cache_length=1).stages)
         yield from {stage.name: stage for stage in stages}.values()
-
-
-def _names_of_each(model: Model) -> list[list[str]]:
-    """All names of every parameter; a tied one has several."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return list(names.values())

@@ -43,6 +43,11 @@ class Operation(ABC):
     def targets(self) -> tuple[str, ...]:
         """Parameters that the row produces."""
 
+    @property
+    def made(self) -> tuple[str, ...]:
+        """All names of the parameters that the row produces."""
+        return self.targets
+
     @abstractmethod
     def apply(self, *sources: Tensor) -> tuple[Tensor, ...]:
         """Source tensors to parameters."""
@@ -219,6 +224,10 @@ class Tie(_SameValues):
     target_fields = ("target", "alias")
 
     @property
+    def made(self) -> tuple[str, ...]:
+        return (self.target, self.alias)
+
+    @property
     def description(self) -> str:
         return f"tie, also {self.alias}"
 
@@ -305,16 +314,25 @@ def load_part(
     """
     wanted = set(names)
     for operation in operations:
-        alias = {operation.target: operation.alias} if isinstance(operation, Tie) else {}
-        if wanted.isdisjoint([*operation.targets, *alias.values()]):
-            continue
-        tensors = [_consume(source, set(source), name) for name in operation.sources]
-        for target, value in zip(operation.targets, operation.apply(*tensors), strict=True):
-            for name in wanted.intersection([target, alias.get(target, target)]):
-                assign(model, name, _parameter(value))
-        if isinstance(operation, Tie):
-            for copy in source.keys() & set(operation.copies):
-                _require_equal(operation, tensors[0], copy, _consume(source, set(source), copy))
+        if not wanted.isdisjoint(operation.made):
+            for name, value in values_of(operation, source).items():
+                if name in wanted:
+                    assign(model, name, _parameter(value))
+
+
+def values_of(operation: Operation, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a row of such a map makes of ``source``, by parameter.
+
+    Raises:
+        CheckpointError: values that are not finite, or cannot be read.
+    """
+    tensors = [_consume(source, set(source), name) for name in operation.sources]
+    values = dict(zip(operation.targets, operation.apply(*tensors), strict=True))
+    if isinstance(operation, Tie):
+        values[operation.alias] = values[operation.target]
+        for copy in source.keys() & set(operation.copies):
+            _require_equal(operation, tensors[0], copy, _consume(source, set(source), copy))
+    return values
 
 
 def _check_shapes(operation: Operation, waiting: Mapping[str, nn.Parameter], tensors: Sequence[Tensor]) -> None:

@@ -15,7 +15,7 @@ from parity import isolated
 from parity.bisect.bisector import Found
 from parity.bisect.watching import tensor_errors
 from parity.compare.bisect import SIGNATURES, Measured
-from parity.convert.float_file import Export, FloatFile, load_for_export, write_file
+from parity.convert.float_file import Export, FloatFile, for_export, write_file
 from parity.convert.quantize import quantize
 from parity.convert.recipes import get_recipe, with_encoder
 from parity.errors import RungError, UsageError
@@ -224,17 +224,17 @@ def _convert(
     from models.authoring.model import Entry
     from models.authoring.signatures import Signature
 
-    model = load_for_export(family, folder)
-    entry = model.entry(it.entry, it.cache_length)
-    if it.stage != SIGNATURES:
-        stages = {stage.name: stage for stage in entry.stages}
-        if it.stage not in stages:
-            raise RungError(f"{it.entry} has no stage {it.stage} any more; bisect again")
-        entry = Entry([stages[it.stage]], stages[it.stage].outputs)
-    samples = {key: torch.from_numpy(value) for key, value in inputs.items()}
-    export = Export(prefill_lengths=(max(it.length, 1),), cache_length=it.cache_length)
-    signature = Signature(f"{signature_name(it.entry, it.length)}.{it.stage}", entry, samples)
-    return write_file(model, [signature], export, destination, progress)
+    with for_export(family, folder) as (model, values):
+        entry = model.entry(it.entry, it.cache_length)
+        if it.stage != SIGNATURES:
+            stages = {stage.name: stage for stage in entry.stages}
+            if it.stage not in stages:
+                raise RungError(f"{it.entry} has no stage {it.stage} any more; bisect again")
+            entry = Entry([stages[it.stage]], stages[it.stage].outputs)
+        samples = {key: torch.from_numpy(value) for key, value in inputs.items()}
+        export = Export(prefill_lengths=(max(it.length, 1),), cache_length=it.cache_length)
+        signature = Signature(f"{signature_name(it.entry, it.length)}.{it.stage}", entry, samples)
+        return write_file(model, values, [signature], export, destination, progress)
 
 
 def _call(rung: str, path: Path, signature: str, inputs: Tensors, progress: isolated.Progress) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.authoring.model import Model
 from models.authoring.signatures import Signature
 from models.authoring.stage import Stage
 from parity.convert.graphs import Graph, read_graph
@@ -23,28 +22,31 @@ if TYPE_CHECKING:
 
 
 def compose(
-    model: Model,
+    model: nn.Module,
+    values: Mapping[str, Tensor],
     signatures: Sequence[Signature],
     metadata: Mapping[str, bytes],
     destination: Path,
     progress: isolated.Progress,
     timings: Timings,
-) -> None:
-    """Convert ``signatures`` of the model to the file ``destination``, which says of itself what ``metadata`` says."""
-    parameters = dict(model.named_parameters())
-    composer = Composer(parameters, timings)
-    write_signatures(composer, signatures, metadata, destination, parameters, progress)
+) -> tuple[str, ...]:
+    """Convert ``signatures`` of the model to the file ``destination``, which says of itself what ``metadata`` says.
+
+    The model's own parameters have shapes, ``values`` their values. Returns the names of the weights, in file order.
+    """
+    composer = Composer(dict(model.named_parameters()), timings)
+    return write_signatures(composer, values, signatures, metadata, destination, progress)
 
 
 def write_signatures(
     composer: Composer,
+    values: Mapping[str, Tensor],
     signatures: Sequence[Signature],
     metadata: Mapping[str, bytes],
     destination: Path,
-    parameters: Mapping[str, Tensor],
     progress: isolated.Progress,
-) -> None:
-    """Convert signatures to a file; ``parameters`` are asked for by name when their values are written."""
+) -> tuple[str, ...]:
+    """Convert signatures to a file; ``values`` are asked for by name when they are written."""
     linker = Linker(len(signatures))
     total = sum(len(signature.entry.stages) for signature in signatures)
     done = 0
@@ -58,7 +60,7 @@ def write_signatures(
             done += 1
         linker.finish(known, signature.inputs, signature.entry.outputs)
     with composer.timings.spent("writing"):
-        linker.write(destination, metadata, parameters, progress)
+        return linker.write(destination, metadata, values, progress)
 
 
 class _Alone(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ from models.authoring.config import ModelConfig
 from models.authoring.session import SessionInputs
 from parity import isolated
 from parity.convert.metadata import packed, stamp
-from parity.convert.stored import name_weights, read_names
+from parity.convert.stored import name_weights
 from parity.convert.timings import Timings
 from parity.errors import UsageError
 from parity.files import whole_file
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from models.authoring.model import Model
     from models.authoring.signatures import Signature
 
@@ -80,17 +83,30 @@ def conversion(family: str, folder: Path, export: Export, destination: Path) -> 
 
 def _convert(family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress) -> FloatFile:
     timings = Timings()
-    with timings.spent("loading"):
-        model = load_for_export(family, folder)
-    return write_file(model, whole_signatures(model, export), export, destination, progress, timings)
+    with ExitStack() as stack:
+        with timings.spent("loading"):
+            model, values = stack.enter_context(for_export(family, folder, plain=export.plain))
+        return write_file(model, values, whole_signatures(model, export), export, destination, progress, timings)
 
 
-def load_for_export(family: str, folder: Path) -> Model:
-    """The model with its regions marked for the converter, in a process that does nothing else afterwards."""
+@contextmanager
+def for_export(family: str, folder: Path, *, plain: bool = False) -> Iterator[tuple[Model, Mapping[str, Tensor]]]:
+    """The model with its regions marked for the converter, and the values of its parameters by name.
+
+    In a process that does nothing else afterwards. The converter's own way needs the values in the model; otherwise it
+    has none, and they are read from the checkpoint when they are asked for.
+    """
     from models import registry
+    from models.authoring.stored import StoredModel
 
     prepare_converter()
-    return registry.family(family).load(folder, fused=True)
+    if plain:
+        model = registry.family(family).load(folder, fused=True)
+        yield model, dict(model.named_parameters())
+    else:
+        stored = StoredModel(registry.family(family), folder, fused=True)
+        with stored.values() as values:
+            yield stored.hollow(), values
 
 
 def prepare_converter() -> None:
@@ -121,13 +137,14 @@ def whole_signatures(model: Model, export: Export) -> Iterator[Signature]:
 
 def write_file(
     model: Model,
+    values: Mapping[str, Tensor],
     signatures: Iterable[Signature],
     export: Export,
     destination: Path,
     progress: isolated.Progress,
     timings: Timings | None = None,
 ) -> FloatFile:
-    """Convert ``signatures`` of the model to the file ``destination``, whole or not at all."""
+    """Convert ``signatures`` of a model ``for_export`` to the file ``destination``, whole or not at all."""
     from parity.convert.composed import compose
 
     timings = timings or Timings()
@@ -139,11 +156,10 @@ def write_file(
                 _convert_whole(model, signatures, temporary, progress)
                 if facts:
                     stamp(temporary, facts)
+            with timings.spent("naming weights"):
+                names = name_weights(temporary, values)
         else:
-            compose(model, signatures, packed(facts), temporary, progress, timings)
-    parameters = dict(model.named_parameters())
-    with timings.spent("naming weights"):
-        names = name_weights(destination, parameters) if export.plain else read_names(destination)
+            names = compose(model, values, signatures, packed(facts), temporary, progress, timings)
     made = tuple(signature.name for signature in signatures)
     return FloatFile(destination, export, made, names, timings.seconds)
 

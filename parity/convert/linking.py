@@ -21,6 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 from parity.convert.constants import Constant
 from parity.convert.graphs import Graph
 from parity.convert.nodes import Node
+from parity.convert.stored import names_of
 from parity.convert.writing import write
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class Linker:
                 shape=np.array(constant.shape, np.int32),
                 type=getattr(schema.TensorType, constant.dtype.upper()),
                 buffer=buffer,
-                name=f"{self._now.name}/{name}",
+                name=f"{self._now.name}/{name}".encode(),
                 hasRank=True,
             )
             known[constant] = len(self._now.tensors)
@@ -167,7 +168,7 @@ class Linker:
     def _tensor(self, like: Any, name: str) -> int:
         """A tensor that a caller or an operator gives its values."""
         tensor = copy.copy(like)
-        tensor.name, tensor.buffer = f"{self._now.name}/{name}", 0
+        tensor.name, tensor.buffer = f"{self._now.name}/{name}".encode(), 0
         self._now.tensors.append(tensor)
         return len(self._now.tensors) - 1
 
@@ -186,7 +187,7 @@ class Linker:
             tensors = [copy.copy(each) for each in graph.tensors]
             for place, tensor in enumerate(tensors):
                 constant = graph.constants.get(place)
-                tensor.name = f"{called}/{place}"
+                tensor.name = f"{called}/{place}".encode()
                 tensor.buffer = self._buffers.setdefault(constant, len(self._buffers) + 1) if constant else 0
             operators = []
             for node in graph.nodes:
@@ -210,10 +211,11 @@ class Linker:
         metadata: Mapping[str, bytes],
         parameters: Mapping[str, Tensor],
         progress: isolated.Progress,
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Write the file; ``parameters`` are asked for by name, when their turn comes.
 
-        ``metadata`` is said besides what the converter said of the graphs.
+        ``metadata`` is said besides what the converter said of the graphs. Returns the names of the weights, in file
+        order.
         """
         assert len(self._signatures) == self._count, "as many signatures as were promised"
         assert self._model is not None, "place() comes first"
@@ -225,6 +227,7 @@ class Linker:
             signatureDefs=[_definition(number, *each) for number, each in enumerate(self._signatures)],
         )
         write(path, model, list(self._buffers), {**self._metadata, **metadata}, parameters, progress)
+        return names_of(model)
 
 
 def _compact(signature: _Signature, needed: set[int], made: Mapping[str, int]) -> tuple[_Signature, dict[str, int]]:

@@ -57,12 +57,15 @@ class StageFiles:
         """Whether any signature goes through the stage."""
         return stage in self._signatures
 
-    def write(self, stage: str, path: Path) -> None:
-        """Write the file of a stage, whose signatures are called ``signature.stage``; its weights must be loaded."""
+    def write(self, stage: str, path: Path) -> tuple[str, ...]:
+        """Write the file of a stage, whose signatures are called ``signature.stage``; its weights must be loaded.
+
+        Returns the names of the weights, in file order.
+        """
         from parity.convert.composed import write_signatures
 
-        parameters = self._cutter.values(dict(self.parts.model.named_parameters(remove_duplicate=False)))
-        write_signatures(self._composer, self._signatures[stage], {}, path, parameters, lambda _done, _total: None)
+        values = self._cutter.values(dict(self.parts.model.named_parameters(remove_duplicate=False)))
+        return write_signatures(self._composer, values, self._signatures[stage], {}, path, lambda _done, _total: None)
 
     def _cut(self, whole: Signature) -> list[Stage]:
         """The stages of a signature, large ones in pieces."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from parity import isolated
-from parity.convert.float_file import Export, FloatFile, load_for_export, whole_signatures, write_file
+from parity.convert.float_file import Export, FloatFile, for_export, whole_signatures, write_file
 from parity.runners.litert import LiteRTProgram
 from parity.runners.stages import FileCalls, FileStages, Layout, refusals
 
@@ -38,9 +38,9 @@ def staged_conversion(family: str, folder: Path, export: Export, destination: Pa
 def _convert(family: str, folder: Path, export: Export, destination: Path, progress: isolated.Progress) -> StagedFile:
     from models.authoring.signatures import stage_signatures
 
-    model = load_for_export(family, folder)
-    whole = list(whole_signatures(model, export))
-    file = write_file(model, stage_signatures(whole), export, destination, progress)
+    with for_export(family, folder) as (model, values):
+        whole = list(whole_signatures(model, export))
+        file = write_file(model, values, stage_signatures(whole), export, destination, progress)
     layout = Layout(
         export.cache_length,
         {each.name: {name: tuple(value.shape) for name, value in each.inputs.items()} for each in whole},

@@ -75,9 +75,9 @@ def weights_of(model: Any) -> Iterator[Weight]:
             yield Weight(scope, operation, int(tensor.shape[-1]), tensor, subgraph, model)
 
 
-def read_names(path: Path) -> tuple[str, ...]:
+def names_of(model: Any) -> tuple[str, ...]:
     """The parameter that each weight of a composed file came from, in file order: its tensors are named so."""
-    names = (weight.tensor.name.decode().partition("/")[2] for weight in weights_of(read_file(path)))
+    names = (weight.tensor.name.decode().partition("/")[2] for weight in weights_of(model))
     return tuple(name.partition("+")[0].removesuffix(".weight") for name in names)
 
 

@@ -107,31 +107,32 @@ class _Files:
         paths = {number: self.scratch / f"{number}.tflite" for number, each in enumerate(self.files) if each.has(stage)}
         with ExitStack() as stack:
             piece = self.files[0].pieces.get(stage)
+            names = {}
             with self.parts.loaded(piece.stage if piece else stage):
                 for number, path in paths.items():
                     stack.callback(path.unlink, missing_ok=True)
-                    self.files[number].write(stage, path)
+                    names[number] = self.files[number].write(stage, path)
             for number, path in paths.items():
-                self._quantize(stage, path)
+                if names[number]:
+                    self._quantize(stage, path, names[number])
                 self.sizes[f"{stage} {number}"] = path.stat().st_size
                 self.hashes[f"{stage} {number}"] = sha256_of([path])
                 self.programs[number].opened(Interpreter(str(path), num_threads=self.runner.threads))
                 stack.callback(self.programs[number].opened, None)
             yield
 
-    def _quantize(self, stage: str, path: Path) -> None:
-        """Put what the recipe makes of a file in its place, if it has weights."""
+    def _quantize(self, stage: str, path: Path, names: Sequence[str]) -> None:
+        """Put what the recipe makes of a file, whose weights have these names, in its place."""
         from parity.convert.quantize import quantization
-        from parity.convert.stored import read_file, read_names, weights_of
 
         recipe = self.runner.recipe
-        if recipe is None or next(weights_of(read_file(path)), None) is None:
+        if recipe is None:
             return
         signatures = self.files[0].stages.items()
         encodes = any(name.startswith("encode") and stage in dict(stages) for name, stages in signatures)
         recipe = recipe.encoder if encodes and recipe.encoder else replace(recipe, encoder=None)
         made = path.with_suffix(".quantized")
-        found = quantization(path, read_names(path), recipe, made, part=True)(lambda _done, _total: None)
+        found = quantization(path, names, recipe, made, part=True)(lambda _done, _total: None)
         made.replace(path)
         self.stored[stage] = [replace(weight, name=base_name(weight.name)) for weight in found]
 

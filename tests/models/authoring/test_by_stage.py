@@ -1,4 +1,4 @@
-"""Every parameter is a stage's, and has its values while that is loaded, and at no other time."""
+"""Parameters have values when they are wanted, one by one or while their stage is loaded, and at no other time."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from models import registry
 from models.authoring.by_stage import ModelByStage
 from models.authoring.hf_config import HFConfig
+from models.authoring.stored import StoredModel
 from models.authoring.weight_map import original_layout
+from models.errors import CheckpointError
 
 STREAMED = [model for model in registry.models() if "t5" not in model.name and "moonshine" not in model.name]
 
@@ -28,6 +30,36 @@ def drawn(model: registry.Model, folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(values))
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+@pytest.mark.parametrize("model", list(registry.models()), ids=lambda model: model.name)
+def test_values_that_stay_in_the_checkpoint_are_those_of_the_model(
+    model: registry.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order in which they are asked for, again and again, and however often the file is opened again."""
+    monkeypatch.setattr("models.authoring.stored._KEPT", 1 << 16)
+    folder = drawn(model, tmp_path)
+    whole = dict(model.family.load(folder).named_parameters())
+    stored = StoredModel(model.family, folder)
+    assert {name: value.shape for name, value in stored.hollow().named_parameters()} == {
+        name: value.shape for name, value in whole.items()
+    }
+    with stored.values() as values:
+        assert set(values) == set(whole)
+        for name in [*whole, *reversed(whole)]:
+            assert torch.equal(values[name], whole[name]), name
+
+
+def test_a_value_that_is_not_finite_is_refused_when_it_is_asked_for(tmp_path: Path) -> None:
+    model = registry.get("smollm-135m")
+    folder = drawn(model, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][2, 3] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    with StoredModel(model.family, folder).values() as values:
+        assert values["blocks.0.mlp.up_proj.weight"].isfinite().all()
+        with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"):
+            values["blocks.1.mlp.up_proj.weight"]
 
 
 @pytest.mark.parametrize("model", STREAMED, ids=lambda model: model.name)

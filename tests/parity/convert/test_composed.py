@@ -36,11 +36,11 @@ from parity import isolated
 from parity.compare.limits import UNIT_ROUNDOFF
 from parity.compare.roundings import encoder_roundings, logit_roundings
 from parity.convert.float_file import Export, FloatFile, conversion
-from parity.convert.stored import read_file, read_names, weights_of
+from parity.convert.stored import read_file, weights_of
 from parity.inputs import read_prompts, tokenize
 from parity.ladder import fit
 from parity.pipeline import GENERATED_TOKENS
-from parity.weights import resolve
+from parity.weights import resolve, write_checkpoint
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -271,8 +271,7 @@ def _compose_layers(width: int, count: int, path: Path, progress: isolated.Progr
     from parity.convert.timings import Timings
 
     model = _Layers(width, count)
-    compose(model, [model.signature()], {}, path, progress, Timings())
-    return read_names(path)
+    return compose(model, dict(model.named_parameters()), [model.signature()], {}, path, progress, Timings())
 
 
 def test_memory_holds_the_weights_once(tmp_path: Path) -> None:
@@ -286,3 +285,26 @@ def test_memory_holds_the_weights_once(tmp_path: Path) -> None:
     assert full.value == bare.value == tuple(f"layers.{n}" for n in range(count))
     assert weights <= (tmp_path / "large.tflite").stat().st_size / 2**20 < weights + 0.1
     assert full.peak_rss_mb - bare.peak_rss_mb < weights + matrix
+
+
+def _wide(hidden: int) -> registry.Model:
+    """A tiny model whose MLPs are that large."""
+    model = registry.get("smollm-135m")
+    tiny = {**model.preset.tiny, "hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": 10}
+    return replace(model, preset=replace(model.preset, tiny=tiny))
+
+
+def test_memory_does_not_hold_the_weights_of_a_checkpoint(tmp_path: Path) -> None:
+    """They go from where they are stored into the file, one at a time; some of what was read is kept by the system."""
+    isolated.prepare(converter=True)
+    peaks, sizes = [], []
+    for hidden in (72, 1152):
+        folder = tmp_path / str(hidden)
+        folder.mkdir()
+        write_checkpoint(folder, _wide(hidden), lambda _done, _total: None, tiny=True)
+        export = Export(prefill_lengths=(4,), cache_length=8, prefill_logits=False)
+        made = isolated.run("converting", conversion("llama", folder, export, tmp_path / f"{hidden}.tflite"))
+        peaks.append(made.peak_rss_mb)
+        sizes.append(made.value.path.stat().st_size / 2**20)
+    assert sizes[1] - sizes[0] > 700
+    assert peaks[1] - peaks[0] < 350

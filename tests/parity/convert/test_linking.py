@@ -20,7 +20,7 @@ from torch import Tensor
 from parity.convert import writing
 from parity.convert.graphs import Graph
 from parity.convert.linking import Linker, Value
-from parity.convert.stored import read_file, read_names, weights_of
+from parity.convert.stored import names_of, read_file, weights_of
 
 WIDTH = 96
 #: A block's weights, and a table that is multiplied with as well.
@@ -140,7 +140,7 @@ def test_every_weight_is_there_once(file: Path) -> None:
     """Whatever the number of signatures, also where a head is tied to a table: parameters, and a few tables."""
     assert BYTES < file.stat().st_size < BYTES + 16_000
     found: dict[str, set[int]] = {}
-    for name, weight in zip(read_names(file), weights_of(read_file(file)), strict=True):
+    for name, weight in zip(names_of(read_file(file)), weights_of(read_file(file)), strict=True):
         found.setdefault(name, set()).add(weight.tensor.buffer)
     assert set(found) == {name for name, shape in SHAPES.items() if len(shape) == 2}
     assert {len(buffers) for buffers in found.values()} == {1}
@@ -209,7 +209,7 @@ def test_parameters_in_two_shapes_have_two_names(tmp_path: Path) -> None:
     path = write(linker, tmp_path / "model.tflite", {"model.w": weight})
     names = sorted(t.name.decode() for t in tables_of(path).subgraphs[0].tensors if "model.w" in t.name.decode())
     assert names == ["run/model.w", "run/model.w+2", "run/model.w+ADD", "run/model.w+ADD+2"]
-    assert read_names(path) == ("model.w",)
+    assert names_of(read_file(path)) == ("model.w",)
     made = ran(path, "run", x=given)
     w = weight.numpy()
     np.testing.assert_array_equal(made["a"], np.full((2, 1), w.sum()))
@@ -254,7 +254,7 @@ def test_files_beyond_a_tables_reach_keep_their_weights_outside(file: Path, outs
     for signature in ("prefill", "decode"):
         ours, theirs = (ran(path, signature, **INPUTS) for path in (outside, file))
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-    assert read_names(outside) == read_names(file)
+    assert names_of(read_file(outside)) == names_of(read_file(file))
 
 
 def test_the_header_counts_towards_a_tables_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +272,7 @@ def test_the_quantizer_reads_it(which: str, tmp_path: Path, request: pytest.Fixt
 
     source = request.getfixturevalue(which)
     made = tmp_path / "quantized.tflite"
-    found = quantize(source, read_names(source), get_recipe("weight_only_int8"), made).value
+    found = quantize(source, names_of(read_file(source)), get_recipe("weight_only_int8"), made).value
     assert {weight.name for weight in found} == {name for name, shape in SHAPES.items() if len(shape) == 2}
     assert {weight.precision for weight in found} == {"int8 channelwise"}
     for name, value in ran(made, "decode", **INPUTS).items():
