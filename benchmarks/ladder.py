@@ -3,16 +3,19 @@
     python benchmarks/ladder.py tiny
     python benchmarks/ladder.py again
     python benchmarks/ladder.py full [MODEL...]
+    python benchmarks/ladder.py whole [MODEL...]
     python benchmarks/ladder.py streamed [MODEL...]
+    python benchmarks/ladder.py peaks
 
 Each ladder is the real command line in a fresh process. A tiny one is run five times and the median quoted, as is one
-whose files are there already; the others once.
+whose files are there already; the others once. ``peaks`` runs nothing: it puts together what the others have written.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -21,15 +24,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from page import machine, say, write_section
+from page import PAGE, Panel, draw, machine, say, write_section
 from processes import spent
 
 from models import registry
 
 RUNS = 5
 TINY = ("smollm-135m", "qwen2.5-0.5b")
-FULL = ("smollm-135m", "smollm-360m", "openelm-270m", "openelm-450m", "moonshine-tiny", "t5-small")
-STREAMED = ("tinyllama-1.1b", "qwen2.5-1.5b", "llama-3.2-3b", "phi-4-mini")
+#: Ladders of models at their published size: options, the last of which says how models go through memory.
+SIZED = {"full": ("--recipe", "all", "--no-streamed"), "whole": ("--no-streamed",), "streamed": ("--streamed",)}
+HEADINGS = {"full": "every recipe", "whole": "whole", "streamed": "by stages"}
+_SMALL = ("smollm-135m", "smollm-360m", "tinyllama-1.1b")
+MODELS = {
+    "full": ("smollm-135m", "smollm-360m", "openelm-270m", "openelm-450m", "moonshine-tiny", "t5-small"),
+    "whole": _SMALL,
+    "streamed": (*_SMALL, "qwen2.5-1.5b", "llama-3.2-3b", "phi-4-mini"),
+}
 
 
 @dataclass(frozen=True)
@@ -82,19 +92,20 @@ def again_table() -> Iterator[str]:
     yield f"| unchanged, median of {RUNS} | {statistics.median(warm):.1f} |"
 
 
-def full_table(model: str) -> Iterator[str]:
-    """One full-size ladder with every recipe."""
-    ladder(model, "--weights", "synthetic", "--rung", "reauthored", "--no-streamed")  # draws the weights
-    done = ladder(model, "--weights", "synthetic", "--recipe", "all", "--no-streamed")
-    report = done.report
-    yield f"## {model} at full published size\n"
-    yield f"`python benchmarks/ladder.py full {model}` ({machine()})\n"
-    yield f"`parity check {model} --weights synthetic --recipe all --no-cache`: {done.seconds:.0f} s,"
-    yield f"{done.peak:.0f} MB at the peak of all processes together.\n"
+def sized_table(what: str, model: str) -> Iterator[str]:
+    """One ladder at full published size."""
+    options = SIZED[what]
+    ladder(model, "--weights", "synthetic", "--rung", "reauthored", *options[-1:])  # draws the weights
+    done = ladder(model, "--weights", "synthetic", *options)
+    costs = {rung["name"]: rung for rung in done.report["rungs"]}
+    yield f"## {model} at full published size, {HEADINGS[what]}\n"
+    yield f"`python benchmarks/ladder.py {what} {model}` ({machine()})\n"
+    yield told(model, options, done) + "\n"
     yield "| rung | verdict | floor ratio | rel. L2 | KL mean | KL p99 | top-1 | perplexity ratio | run s | peak MB |"
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
-    costs = {rung["name"]: rung for rung in report["rungs"]}
-    for edge in report["edges"]:
+    oracle = costs["original64"]
+    yield f"| original64 |{' - |' * 7} {oracle['seconds']:.1f} | {oracle['peak_rss_mb']:.0f} |"
+    for edge in done.report["edges"]:
         figures, cost = edge["metrics"], costs[edge["candidate"]]
         name = edge["candidate"] + ("" if edge["output"] == "logits" else f", {edge['output']}")
         ratio = f"{figures['floor_ratio']:.2f}" if "floor_ratio" in edge["limits"] else "-"
@@ -102,13 +113,12 @@ def full_table(model: str) -> Iterator[str]:
         rest = [format(figures[metric], form) if metric in figures else "-" for metric, form in shown]
         spent = [f"{cost['seconds']:.1f}", f"{cost['peak_rss_mb']:.0f}"]
         yield f"| {' | '.join([name, edge['verdict'], ratio, format(figures['rel_l2'], '.2g'), *rest, *spent])} |"
-    oracle = costs["original64"]
     made = costs["float"]["artifact"]
-    yield f"\nThe oracle took {oracle['seconds']:.1f} s and {oracle['peak_rss_mb']:.0f} MB at its peak; converting to"
-    yield f"{made['bytes'] / 1e6:.0f} MB of float32 took {made['convert_seconds']:.0f} s and"
-    yield f"{made['convert_peak_rss_mb']:.0f} MB. Quantizing:\n"
-    yield "| recipe | seconds | MB | weights |"
-    yield "|---|---:|---:|---|"
+    if "convert_seconds" in made:
+        yield f"\nConverting to {made['bytes'] / 1e6:.0f} MB of float32 took {made['convert_seconds']:.1f} s and"
+        yield f"{made['convert_peak_rss_mb']:.0f} MB. Quantizing:\n"
+        yield "| recipe | seconds | MB | weights |"
+        yield "|---|---:|---:|---|"
     for name, cost in costs.items():
         artifact = cost["artifact"]
         if "quantize_seconds" in artifact:
@@ -116,43 +126,53 @@ def full_table(model: str) -> Iterator[str]:
             yield f"| {name} | {artifact['quantize_seconds']:.1f} | {artifact['bytes'] / 1e6:.0f} | {kinds} |"
 
 
-def streamed_table(models: Sequence[str]) -> Iterator[str]:
-    """Ladders by stages, a row for each rung."""
-    yield "## Models by stages\n"
-    yield f"`python benchmarks/ladder.py streamed {' '.join(models)}` ({machine()})\n"
-    yield "`parity check MODEL --weights synthetic --streamed`: of the whole run, the peak of all processes"
-    yield "together; of each rung, that of its own.\n"
-    yield "| model, parameters | seconds | peak MB | rung | verdict | floor ratio or KL mean | run s | peak MB |"
-    yield "|---|---:|---:|---|---|---:|---:|---:|"
+def told(model: str, options: Sequence[str], done: Ladder) -> str:
+    """What the whole run took, in the words that ``peaks`` reads."""
+    return (
+        f"`parity check {model} --weights synthetic {' '.join(options)} --no-cache`: {done.report['verdict']}, "
+        f"{done.seconds:.0f} s, {done.peak:.0f} MB at the peak of all processes together."
+    )
+
+
+_TOLD = re.compile(
+    r"`parity check (\S+) --weights synthetic (--no-streamed|--streamed) --no-cache`: (\w+), (\d+) s, (\d+) MB"
+)
+
+
+def peaks() -> Iterator[str]:
+    """What the page says of whole and of streamed ladders, side by side and drawn."""
+    found: dict[str, dict[str, tuple[str, int, int]]] = {}
+    for model, way, verdict, seconds, peak in _TOLD.findall(PAGE.read_text(encoding="utf-8")):
+        found.setdefault(model, {})[way] = (verdict, int(seconds), int(peak))
+    sizes = {model: registry.get(model).preset.parameters / 1e6 for model in found}
+    models = sorted(found, key=lambda model: sizes[model])
+    yield "## The memory of a ladder by the size of the model\n"
+    yield "`python benchmarks/ladder.py peaks`, from the sections of `whole` and `streamed`: float and `dynamic_int8`,"
+    yield "weights of full published size, the peak of all processes together.\n"
+    yield "| model | parameters | whole s | whole MB | by stages s | by stages MB | verdict |"
+    yield "|---|---:|---:|---:|---:|---:|---|"
     for model in models:
-        say(model)
-        done = ladder(model, "--weights", "synthetic", "--streamed")
-        edges = {edge["candidate"]: edge for edge in done.report["edges"]}
-        called = f"{model}, {registry.get(model).preset.parameters / 1e9:.2f}B"
-        for number, rung in enumerate(done.report["rungs"]):
-            edge = edges.get(rung["name"], {"verdict": "-", "metrics": {}})
-            figure = edge["metrics"].get("floor_ratio", edge["metrics"].get("kl_mean"))
-            about = [called, f"{done.seconds:.0f}", f"{done.peak:.0f}"] if not number else [""] * 3
-            figures = [
-                "-" if figure is None else f"{figure:.2g}",
-                f"{rung['seconds']:.0f}",
-                f"{rung['peak_rss_mb']:.0f}",
-            ]
-            yield f"| {' | '.join([*about, rung['name'], edge['verdict'], *figures])} |"
+        ways = [found[model].get(way) for way in ("--no-streamed", "--streamed")]
+        cells = [f"{way[1]} | {way[2]}" if way else "- | -" for way in ways]
+        verdicts = ", ".join(dict.fromkeys(way[0] for way in ways if way))
+        yield f"| {model} | {sizes[model]:.0f}M | {' | '.join(cells)} | {verdicts} |"
+    lines = {
+        label: [(sizes[model], found[model][way][2]) for model in models if way in found[model]]
+        for label, way in (("whole", "--no-streamed"), ("by stages", "--streamed"))
+    }
+    yield ""
+    yield draw("ladder-memory", [Panel("peak memory of a ladder in MB", "million parameters", lines)])
 
 
-def main(what: str, *models: str) -> None:
+def main(what: str = "", *models: str) -> None:
     """Measure and write."""
-    if what == "tiny":
-        write_section("tiny ladders", tiny_table())
-    elif what == "again":
-        write_section("ladders again", again_table())
-    elif what == "full":
-        for model in models or FULL:
+    tables = {"tiny": tiny_table, "again": again_table, "peaks": peaks}
+    if what in tables and not models:
+        write_section(what, tables[what]())
+    elif what in SIZED:
+        for model in models or MODELS[what]:
             say(model)
-            write_section(f"full size {model}", full_table(model))
-    elif what == "streamed":
-        write_section("streamed", streamed_table(models or STREAMED))
+            write_section(f"{what} {model}", sized_table(what, model))
     else:
         raise SystemExit(__doc__)
 

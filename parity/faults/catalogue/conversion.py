@@ -8,7 +8,7 @@ from parity.faults.planting import Rewrite
 
 WHOLE = "        for stage in signature.entry.stages:\n"
 GIVEN = "        linker.finish(known, signature.inputs, signature.entry.outputs)\n"
-LOADED = "    composer = Composer(parameters, timings)\n"
+LOADED = "    composer = Composer(dict(model.named_parameters()), timings)\n"
 
 
 def _before(place: str, indent: int, *lines: str) -> tuple[Rewrite, ...]:
@@ -22,7 +22,7 @@ def _between(place: str, condition: str, *lines: str) -> tuple[Rewrite, ...]:
 
 
 def _converted(*lines: str) -> tuple[Rewrite, ...]:
-    """``lines`` run on the ``model`` that is converted."""
+    """``lines`` run on the ``model`` that is converted, and on the ``values`` of its parameters."""
     return _before(LOADED, 4, *lines)
 
 
@@ -131,8 +131,6 @@ FAULTS = (
         what="The exported file has the weights rounded to float16.",
         edge="float",
         at=lambda subject: subject.entrance,
-        rewrites=_converted(
-            "for parameter in model.parameters():", "    parameter.data = parameter.data.half().float()"
-        ),
+        rewrites=_converted("values = {name: value.half().float() for name, value in values.items()}"),
     ),
 )
