@@ -28,8 +28,8 @@ def _convert_unfused(folder: Path, export: Export, path: Path, progress: isolate
     from models.authoring import family
     from parity.convert import float_file
 
-    load = family.Family.load
-    family.Family.load = lambda self, folder, *, fused=False: load(self, folder, fused=False)  # noqa: ARG005
+    build = family.Family.build
+    family.Family.build = lambda self, config, *, fused, device: build(self, config, fused=False, device=device)  # noqa: ARG005
     float_file._convert("llama", folder, export, path, progress)
 
 
