@@ -111,14 +111,15 @@ def sized_table(what: str, model: str) -> Iterator[str]:
         ratio = f"{figures['floor_ratio']:.2f}" if "floor_ratio" in edge["limits"] else "-"
         shown = (("kl_mean", ".2g"), ("kl_p99", ".2g"), ("top1_agreement_clear", ".3f"), ("perplexity_ratio", ".4f"))
         rest = [format(figures[metric], form) if metric in figures else "-" for metric, form in shown]
-        spent = [f"{cost['seconds']:.1f}", f"{cost['peak_rss_mb']:.0f}"]
-        yield f"| {' | '.join([name, edge['verdict'], ratio, format(figures['rel_l2'], '.2g'), *rest, *spent])} |"
+        ran = [f"{cost['seconds']:.1f}", f"{cost['peak_rss_mb']:.0f}"]
+        yield f"| {' | '.join([name, edge['verdict'], ratio, format(figures['rel_l2'], '.2g'), *rest, *ran])} |"
     made = costs["float"]["artifact"]
-    if "convert_seconds" in made:
-        yield f"\nConverting to {made['bytes'] / 1e6:.0f} MB of float32 took {made['convert_seconds']:.1f} s and"
-        yield f"{made['convert_peak_rss_mb']:.0f} MB. Quantizing:\n"
-        yield "| recipe | seconds | MB | weights |"
-        yield "|---|---:|---:|---|"
+    if "convert_seconds" not in made:  # by stages, files come and go
+        return
+    yield f"\nConverting to {made['bytes'] / 1e6:.0f} MB of float32 took {made['convert_seconds']:.1f} s and"
+    yield f"{made['convert_peak_rss_mb']:.0f} MB. Quantizing:\n"
+    yield "| recipe | seconds | MB | weights |"
+    yield "|---|---:|---:|---|"
     for name, cost in costs.items():
         artifact = cost["artifact"]
         if "quantize_seconds" in artifact:

@@ -175,8 +175,8 @@ def tables(checkpoint: Path, folder: Path) -> Iterator[str]:
     yield "| float32 file | seconds | peak MB | file MB | prefill /s | decode /s |"
     yield "|---|---:|---:|---:|---:|---:|"
     for way, path in files.items():
-        spent_ = f"{made[way].seconds:.1f} | {made[way].peak:.0f} | {path.stat().st_size / 1e6:.0f}"
-        yield f"| {way} | {spent_} | {ran[way].prefill:.0f} | {ran[way].decode:.1f} |"
+        cost = f"{made[way].seconds:.1f} | {made[way].peak:.0f} | {path.stat().st_size / 1e6:.0f}"
+        yield f"| {way} | {cost} | {ran[way].prefill:.0f} | {ran[way].decode:.1f} |"
     yield "\nProportions of composed to the others, prefill and decode rates:\n"
     yield f"| | {' | '.join(list(files)[1:])} |"
     yield "|---" * len(files) + "|"
