@@ -15,9 +15,10 @@ from models.authoring.session import SessionInputs, session_inputs
 from models.errors import ModelError
 from models.registry import Model
 from parity import environment, isolated
+from parity.artifacts.forms import read_precisions
 from parity.artifacts.making import Artifacts, Made, Making
 from parity.convert.float_file import Export, FloatFile, default_cache_length, rope_facts
-from parity.convert.quantize import summarize
+from parity.convert.quantize import WeightPrecision, summarize
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe, with_encoder
 from parity.errors import ParityError, PromptError, UsageError
 from parity.files import sha256_of
@@ -29,6 +30,7 @@ from parity.runners.base import Guide, Recorded, Runner, answer, record
 from parity.runners.litert import LiteRT
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
+from parity.runners.rounded import Rounded
 from parity.runners.streamed_files import StreamedFiles
 from parity.weights import Weights
 from parity.weights.published import published
@@ -90,12 +92,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung's outcome: what it recorded and on what file, or why there is nothing."""
+    """One rung's outcome: what it recorded and on what file, or why there is nothing.
+
+    ``stored`` says how each weight of a quantized file is.
+    """
 
     name: str
     recorded: Recorded | None = None
     artifact: dict[str, Any] = field(default_factory=dict)
     cause: str | None = None
+    stored: tuple[WeightPrecision, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -164,8 +170,7 @@ class Ladder:
         Their generation is led along ``guide``, if there is one.
         """
         if self.plan.reauthored:
-            lengths = tuple(export.cache_length for export in self.exports)
-            ours = Reauthored(self.model.family.name, self.weights.folder, lengths, self.threads, self.end_tokens)
+            ours = Reauthored(*self._ours)
             yield self._try(ours, {}, guide)
         if not self.plan.files:
             return
@@ -189,6 +194,22 @@ class Ladder:
             yield self._try_files("float", [file.path for file in files], facts, guide)
         for recipe in self.plan.recipes:
             yield self._try_recipe(recipe, files, guide)
+
+    def rounded(self, rung: Rung) -> Recorded:
+        """What a quantized rung's recipe makes of the re-authored model, on what was forced upon the rung.
+
+        Raises:
+            ParityError, ModelError: it could not be run to its end, or what it gave is unusable.
+        """
+        given = rung.recorded.inputs if rung.recorded else self.inputs
+        runner = Rounded(*self._ours, name=f"{rung.name} in PyTorch", stored=rung.stored)
+        return replace(self, inputs=given, generate=0).run(runner)
+
+    @property
+    def _ours(self) -> tuple[str, Path, tuple[int, ...], int, frozenset[int]]:
+        """What the re-authored model is run with."""
+        lengths = tuple(export.cache_length for export in self.exports)
+        return self.model.family.name, self.weights.folder, lengths, self.threads, self.end_tokens
 
     def convert(self, converting: Making[FloatFile] | None) -> list[Made[FloatFile]]:
         """The float file of each export; the first may be under way.
@@ -245,8 +266,9 @@ class Ladder:
         if rung.recorded is None:
             return rung
         found = json.loads(facts.read_text(encoding="utf-8"))
+        stored = tuple(read_precisions(found.pop("stored", [])))
         encoder = {"encoder_recipe": recipe.encoder.name} if recipe and recipe.encoder else {}
-        return replace(rung, artifact={**rung.artifact, **found, **encoder})
+        return replace(rung, artifact={**rung.artifact, **found, **encoder}, stored=stored)
 
     def _try_recipe(self, recipe: Recipe, files: Sequence[FloatFile], guide: Guide | None) -> Rung:
         made = [file.path.with_name(f"quantized_{file.export.cache_length}.tflite") for file in files]
@@ -265,7 +287,7 @@ class Ladder:
                 **summarize(done[0].value),
                 **({"encoder_recipe": recipe.encoder.name} if recipe.encoder else {}),
             }
-            return self._try_files(recipe.name, made, facts, guide)
+            return replace(self._try_files(recipe.name, made, facts, guide), stored=tuple(done[0].value))
         except (ParityError, ModelError) as error:
             return Rung(recipe.name, cause=str(error))
         finally:

@@ -24,7 +24,15 @@ from parity.bisect.reproduction import save as save_reproduction
 from parity.compare.bisect import Bisection
 from parity.compare.copies import Numbers, copied, denouncing
 from parity.compare.generation import Generation, compare_generation
-from parity.compare.limits import UNQUANTIZED, Limit, limits_for
+from parity.compare.limits import (
+    FLOAT_RUNGS,
+    OWN_LOSSES,
+    UNQUANTIZED,
+    Limit,
+    following,
+    limits_for,
+    own_loss_of,
+)
 from parity.compare.roundings import least_floors
 from parity.compare.situations import measure_situations, with_situations
 from parity.compare.verdict import (
@@ -38,7 +46,7 @@ from parity.compare.verdict import (
     naming_the_weight,
     with_generation,
 )
-from parity.convert.recipes import weight_bits
+from parity.convert.recipes import Recipe, get_recipe, weight_bits
 from parity.errors import GoldenError, ParityError, UsageError
 from parity.files import scratch_folder
 from parity.golden import GoldenStore, Recording, Reference
@@ -429,35 +437,37 @@ class _Findings:
         if originals:
             oracle, original = originals
             self.rungs.append(_rung_record(Rung("original64", oracle)))
-            self._compare(Rung("original", original), original, reference, ladder.inputs)
+            self._compare(Rung("original", original), original, reference, ladder.inputs, ladder)
         return reference
 
     def judge(self, rung: Rung, reference: Reference, inputs: Inputs, ladder: Ladder) -> None:
         """Hold a rung against the reference, and find the stage if it fails; a rung without a trace is an ERROR."""
         if rung.recorded:
             judged = len(self.edges)
-            self._compare(rung, rung.recorded, reference, inputs)
+            self._compare(rung, rung.recorded, reference, inputs, ladder)
             self.edges[judged:] = self.locator.locate(rung, self.edges[judged:], reference.trace, ladder)
         else:
             self.rungs.append(_rung_record(rung))
             self._error(rung.name, rung.cause)
             self.locator.locate(rung, self.edges[-1:], reference.trace, ladder)
 
-    def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs) -> None:
+    def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs, ladder: Ladder) -> None:
         self.rungs.append(_rung_record(rung))
-        quantized = rung.name not in UNQUANTIZED
         rounding = rung.artifact.get("rounding", {})
-        limits = partial(self._limits, rung.name, stored=bool(rounding))
-        edges, generation = judge_rung(
+        judged = partial(
+            judge_rung,
             rung.name,
             recorded.trace,
             reference,
             inputs,
-            limits,
             given=recorded.inputs,
-            sampled=quantized,
+            sampled=rung.name not in UNQUANTIZED,
             rounding=rounding,
         )
+        limits = partial(self._limits, rung.name, stored=bool(rounding))
+        edges, generation = judged(limits)
+        if rung.stored and self._may_be_the_recipes(edges, limits):
+            edges = self._held_to_the_recipe(rung, edges, lambda wider: judged(wider)[0], limits, reference, ladder)
         numbers = self._numbers(rung, recorded.trace.of(self.shared))
         cause = copied(numbers, self.digest, self.numbers, reference.floor, self.least)
         self.numbers.append(numbers)
@@ -465,18 +475,53 @@ class _Findings:
         if generation.of:  # prompts made for situations are not generated from, and nothing of nothing is no result
             self.generation.append(asdict(generation))
 
+    def _may_be_the_recipes(self, edges: Sequence[Edge], limits: Callable[[Output], tuple[Limit, ...]]) -> bool:
+        """Whether a quantized rung is off in nothing but what a recipe loses, on a sound float rung if there is one."""
+        above = {edge.verdict for edge in self.edges if edge.candidate in FLOAT_RUNGS}
+        held = [(limit, edge.metrics[limit.metric]) for edge in edges for limit in limits(edge.output)]
+        broken = {limit.metric for limit, figure in held if figure is not None and not limit.holds(figure)}
+        return bool(broken) and broken <= OWN_LOSSES and above <= {Verdict.PASS}
+
+    def _held_to_the_recipe(
+        self,
+        rung: Rung,
+        edges: list[Edge],
+        judged: Callable[[Callable[[Output], tuple[Limit, ...]]], list[Edge]],
+        limits: Callable[[Output], tuple[Limit, ...]],
+        reference: Reference,
+        ladder: Ladder,
+    ) -> list[Edge]:
+        """The edges of a quantized rung that loses more than its recipe should, judged by what the recipe does lose."""
+        try:
+            recorded = ladder.rounded(rung)
+        except (ParityError, ModelError) as error:
+            said = f"what the recipe itself loses could not be found out: {error}"
+            return [replace(edge, cause=f"{edge.cause}; {said}") if edge.cause else edge for edge in edges]
+        expected = reference.trace.of(recorded.inputs)
+        measured = measure(expected, recorded.trace, reference.floor, recorded.inputs, sampled=True)
+        own = {output: own_loss_of(metrics, limits(output)) for output, metrics in measured.items()}
+
+        def wider(output: Output) -> tuple[Limit, ...]:
+            recipe = self._recipe_of(rung.name, output)
+            return following(limits(output), own[output], recipe.name, weight_bits(recipe), output)
+
+        return [replace(edge, own_loss=own[edge.output]) for edge in judged(wider)]
+
     def _numbers(self, rung: Rung, trace: Trace) -> Numbers:
         recipe = self.request.plan.recipe(rung.name)
         bits = weight_bits(recipe) if recipe else 32
         return Numbers(rung.name, trace.digest, rung.artifact.get("sha256"), bits)
 
     def _limits(self, rung: str, output: Output, *, stored: bool) -> tuple[Limit, ...]:
-        """Those of the rung's recipe, or of the one that its encoder has instead."""
-        recipe = self.request.plan.recipe(rung)
-        if recipe is None:
+        if self.request.plan.recipe(rung) is None:
             return limits_for(rung, output=output)
-        by = recipe.encoder if recipe.encoder and output == ENCODER else recipe
+        by = self._recipe_of(rung, output)
         return limits_for(by.name, weight_bits(by), output, stored=stored and output != ENCODER)
+
+    def _recipe_of(self, rung: str, output: Output) -> Recipe:
+        """A quantized rung's recipe, or the one that its encoder has instead."""
+        recipe = self.request.plan.recipe(rung) or get_recipe(rung)
+        return recipe.encoder if recipe.encoder and output == ENCODER else recipe
 
     def _error(self, name: str, cause: str | None) -> None:
         self.edges.append(Edge(reference=self.reference, candidate=name, verdict=Verdict.ERROR, cause=cause))

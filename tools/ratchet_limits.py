@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from parity.compare.limits import ENCODER_LIMITS, RECIPE_LIMITS, UNQUANTIZED, Limit, limits_for
+from parity.compare.limits import ENCODER_LIMITS, OWN_LOSS_LIMITS, RECIPE_LIMITS, UNQUANTIZED, Limit, limits_for
 
 #: Weight precisions by which recipes that are not in the table are judged.
 BITS = (16, 8, 4)
@@ -40,6 +40,8 @@ def _all() -> Iterator[tuple[str, str, Limit]]:
         yield from (
             (f"other {bits} bit recipes", output, limit) for limit in limits_for("", bits, output, stored=stored)
         )
+    for limit in OWN_LOSS_LIMITS:
+        yield "times the recipe's own", "encoder" if limit.metric == "rel_l2" else "logits", limit
 
 
 def entry(limit: Limit) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from parity.compare.limits import (
     ENCODER_LIMITS,
     FLOAT_LIMITS,
     ORIGINAL_LIMITS,
+    OWN_LOSS_LIMITS,
     RECIPE_LIMITS,
     SIBLING_RATIO,
     STORED_LIMITS,
@@ -74,6 +75,19 @@ rows and a few dozen channels, so less averages out in them; at full size the sa
 
 A set of prompts that is too small to notice what a limit forbids is an ERROR ([how that is known](statistics.md)).
 
+A model may lose more to a recipe than the presets that these limits were measured on: rounded activations cost more
+where they have outliers, and add up over the layers. So a rung that is outside of its limits in nothing but these
+figures, while the float rung is sound, is held to what its **recipe by itself** loses. The re-authored model is run on
+the same prompts with every weight rounded as the file has it and, for a dynamic recipe, whatever is multiplied with a
+weight rounded to eight bits as the runtime does; nothing of the quantizer, the converter or the runtime is in it. The
+rung may then lose, of what counts as loss (disagreement, not agreement):
+
+{own}
+
+Its perplexity may differ by what the recipe's own does and by what these prompts would notice as a change. A limit
+never becomes narrower in this way, and never wider than that of the next coarser recipe of this page. The report has
+the recipe's figures as `own_loss` of the edge, and such a limit with them as its reason.
+
 A recipe that is not in the table is held to the plainest recipe with the same weight bits (16, 8 or 4). For fewer bits
 no limits are known, and the verdict is ERROR.
 """
@@ -119,7 +133,8 @@ def rows(limits: Sequence[Limit]) -> Iterator[str]:
 
 def document() -> str:
     """The whole page."""
-    lines = [HEADER, *rows(FLOAT_LIMITS), ORIGINAL, *rows(ORIGINAL_LIMITS), QUANTIZED]
+    quantized = QUANTIZED.format(own="\n".join(rows(OWN_LOSS_LIMITS)))
+    lines = [HEADER, *rows(FLOAT_LIMITS), ORIGINAL, *rows(ORIGINAL_LIMITS), quantized]
     for recipe, limits in RECIPE_LIMITS.items():
         lines += [f"### `{recipe}`", "", *rows(limits), ""]
     lines += [STORED, *rows(STORED_LIMITS), "", ENCODERS]

@@ -57,7 +57,13 @@ def read_staged(value: Any, path: Path, export: Export) -> StagedFile:
 def write_precisions(found: list[WeightPrecision]) -> Any:
     """How every weight is stored."""
     return [
-        [each.name, each.precision, each.asked, each.rounding and [each.rounding.steps, each.rounding.coarseness]]
+        [
+            each.name,
+            each.precision,
+            each.asked,
+            each.rounding and [each.rounding.steps, each.rounding.coarseness],
+            each.dynamic,
+        ]
         for each in found
     ]
 
@@ -70,8 +76,9 @@ def read_precisions(value: Any) -> list[WeightPrecision]:
             _text(precision),
             None if asked is None else _text(asked),
             None if rounding is None else Rounding(*map(_number, rounding)),
+            _truth(dynamic),
         )
-        for name, precision, asked, rounding in value
+        for name, precision, asked, rounding, dynamic in value
     ]
 
 
@@ -90,6 +97,12 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _number(value: Any) -> float:
     if not isinstance(value, float):
         raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if type(value) is not bool:
+        raise TypeError(f"{value!r} is neither true nor false")
     return value
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 #: Half a unit in the last place of float32, relative. A noise floor counts as no less than this times the root of how
 #: many roundings a model's output goes through in a row (``parity.compare.roundings`` derives and counts them).
@@ -231,3 +233,77 @@ def limits_for(
     table = RECIPE_LIMITS if output == "logits" else ENCODER_LIMITS
     found = table.get(rung) or table.get(_BY_BITS.get(bits or 0, ""), ())
     return (*found, *STORED_LIMITS) if found and stored else found
+
+
+#: How many times its recipe's own loss a file may lose: as the same rounding in PyTorch, but another draw of it.
+OWN_LOSS_LIMITS = (
+    Limit(
+        metric="kl_mean",
+        most=1.5,
+        reason="Times the recipe's own. The runtime's over PyTorch's at 8 bits: 0.89 (SmolLM 135M, 4.1e-3 over "
+        "4.6e-3), 0.98 (OpenELM 450M, 9.0e-3 over 9.2e-3), 0.89 (TinyLlama 1.1B, 0.066 over 0.074).",
+    ),
+    Limit(
+        metric="kl_p99",
+        most=2.0,
+        reason="Times the recipe's own. Of some 200 positions it is the second or third largest, which scatters more "
+        "than a mean; 0.75 for TinyLlama 1.1B.",
+    ),
+    Limit(
+        metric="top1_agreement_clear",
+        most=1.5,
+        reason="Times the share of positions where the recipe by itself has another best token; 1.09 for TinyLlama "
+        "1.1B.",
+    ),
+    Limit(metric="rel_l2", most=1.5, reason="Times the recipe's own, of what an encoder makes; as the KL."),
+)
+#: What a recipe by itself may be the reason of.
+OWN_LOSSES = frozenset((*(limit.metric for limit in OWN_LOSS_LIMITS), "perplexity_ratio"))
+
+
+def following(
+    limits: Sequence[Limit], own_loss: Mapping[str, float], rung: str, bits: int | None = None, output: str = "logits"
+) -> tuple[Limit, ...]:
+    """The limits of a quantized rung, wider where its recipe by itself loses that much on these very prompts.
+
+    ``own_loss`` are the figures of the same rounding done in PyTorch, as ``own_loss_of`` has them. No limit becomes
+    wider than that of the next coarser recipe, and none narrower.
+    """
+    table = RECIPE_LIMITS if output == "logits" else ENCODER_LIMITS
+    names = list(table)
+    known = rung if rung in table else _BY_BITS.get(bits or 0)
+    if known is None or known == names[-1]:
+        return tuple(limits)
+    coarser = {limit.metric: limit for limit in table[names[names.index(known) + 1]]}
+    return tuple(_following(limit, own_loss, coarser.get(limit.metric)) for limit in limits)
+
+
+def _following(limit: Limit, own_loss: Mapping[str, float], coarser: Limit | None) -> Limit:
+    loss = own_loss.get(limit.metric)
+    if coarser is None or loss is None:
+        return limit
+    if limit.metric == "perplexity_ratio":
+        factor = math.exp(abs(math.log(loss))) * (1 + own_loss["perplexity_noticed"])
+        least, most, room = 1 / factor, factor, f"what these prompts notice ({own_loss['perplexity_noticed']:.2g})"
+    else:
+        times = next(room.most for room in OWN_LOSS_LIMITS if room.metric == limit.metric)
+        least, most, room = 1 - times * (1 - loss), times * loss, f"{times:g} times as much"
+    least, most = (float(f"{bound:.3g}") for bound in (least, most))
+    least, most = max(min(limit.least, least), coarser.least), min(max(limit.most, most), coarser.most)
+    if (least, most) == (limit.least, limit.most):
+        return limit
+    reason = (
+        f"On these prompts the recipe itself, done in PyTorch, comes to {loss:.3g}; a file may lose {room}, and never "
+        f"more than the next coarser recipe. Without that the limit is {limit.bound}"
+    )
+    return replace(limit, least=least, most=most, reason=reason)
+
+
+def own_loss_of(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> dict[str, float]:
+    """Of what was measured of a recipe in PyTorch on a sample of prompts, the figures that its limits follow from."""
+    wanted = [limit.metric for limit in limits if limit.metric in OWN_LOSSES]
+    found = {name: metrics[name] for name in wanted if metrics.get(name) is not None}
+    noticed = metrics["detectable"].get("perplexity_ratio", math.inf)
+    if not math.isfinite(noticed):
+        found.pop("perplexity_ratio", None)
+    return {**found, "perplexity_noticed": noticed} if "perplexity_ratio" in found else found

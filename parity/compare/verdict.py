@@ -54,7 +54,8 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 class Edge:
     """A reference/candidate pair of rungs, judged by their logits or by what their encoders made.
 
-    ``metrics`` are over all prompts, those under ``situations`` over the prompts of one each.
+    ``metrics`` are over all prompts, those under ``situations`` over the prompts of one each. ``own_loss`` are the
+    figures of the candidate's recipe in PyTorch, where limits follow from those.
     """
 
     reference: str
@@ -64,6 +65,7 @@ class Edge:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     situations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     limits: Mapping[str, Any] = field(default_factory=dict)
+    own_loss: Mapping[str, Any] = field(default_factory=dict)
     first_divergent_stage: str | None = None
     cause: str | None = None
 

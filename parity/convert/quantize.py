@@ -25,13 +25,15 @@ BLOCKS = (256, 128, 64, 32)
 class WeightPrecision:
     """How one weight is stored: ``precision`` such as ``int4 block 32``, ``asked`` when the recipe wanted another.
 
-    ``rounding`` is how what is stored compares with the float weight, unless it is that weight.
+    ``rounding`` is how what is stored compares with the float weight, unless it is that weight. ``dynamic`` says that
+    what is multiplied with it is rounded as well, by the runtime.
     """
 
     name: str
     precision: str
     asked: str | None = None
     rounding: Rounding | None = None
+    dynamic: bool = False
 
 
 def quantize(
@@ -114,7 +116,8 @@ def _stored(
         differs = asked is not None and not storage.precision.startswith(asked)
         grouping = _grouping(exact, rules)
         rounding = rounding_of(weight, exact, storage, grouping) if grouping else None
-        yield WeightPrecision(name, storage.precision, asked if differs else None, rounding)
+        dynamic = storage.scales is not None and weight.operation != "EMBEDDING_LOOKUP" and not weight.dequantized
+        yield WeightPrecision(name, storage.precision, asked if differs else None, rounding, dynamic)
 
 
 def _grouping(weight: Weight, rules: Sequence[dict[str, Any]]) -> Grouping | None:

@@ -23,7 +23,10 @@ FLOAT16_TINY = float(np.finfo(np.float16).tiny)
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight where it is in a file: the operator that reads it, by the quantizer's name for it, and its tensor."""
+    """A weight where it is in a file: the operator that reads it, by the quantizer's name for it, and its tensor.
+
+    It may be ``dequantized`` before it is read.
+    """
 
     scope: str
     operation: str
@@ -31,6 +34,7 @@ class Weight:
     tensor: Any
     subgraph: Any
     model: Any
+    dequantized: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,11 +72,12 @@ def weights_of(model: Any) -> Iterator[Weight]:
             operation, position = operators[code]
             index = int(op.inputs[position])
             maker = made_by.get(index)
-            if maker and model.operatorCodes[maker.opcodeIndex].builtinCode == BuiltinOperator.DEQUANTIZE:
-                index = int(maker.inputs[0])  # weight-only: stored quantized, dequantized before use
+            weight_only = maker and model.operatorCodes[maker.opcodeIndex].builtinCode == BuiltinOperator.DEQUANTIZE
+            if maker and weight_only:
+                index = int(maker.inputs[0])
             tensor = subgraph.tensors[index]
             scope = tfl_flatbuffer_utils.get_op_scope(op, subgraph.tensors)
-            yield Weight(scope, operation, int(tensor.shape[-1]), tensor, subgraph, model)
+            yield Weight(scope, operation, int(tensor.shape[-1]), tensor, subgraph, model, bool(weight_only))
 
 
 def names_of(model: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from parity.compare.limits import UNQUANTIZED, Limit, limits_for
+from parity.compare.limits import UNQUANTIZED, Limit, following, limits_for
 from parity.compare.verdict import Edge, Verdict
 from parity.report.record import Report, RungRecord
 
@@ -240,6 +240,7 @@ def _table_of_limits(edge: Edge) -> tuple[Limit, ...]:
     """Today's limits of a rung. The record does not say by which precision an unlisted recipe was judged."""
     for bits, stored in product((None, 16, 8, 4), (True, False)):
         table = limits_for(edge.candidate, bits, edge.output, stored=stored)
+        table = following(table, edge.own_loss, edge.candidate, bits, edge.output) if edge.own_loss else table
         if {limit.metric: limit.bound for limit in table} == edge.limits:
             return table
     return limits_for(edge.candidate, output=edge.output)
@@ -378,8 +379,17 @@ def remarks(report: Report) -> list[tuple[str, str]]:
         *([("frequencies", regimes)] if regimes else []),
         *([("not applied", left_out)] if (left_out := _left_out(report)) else []),
         *(("encoder", f"what only the encoder reads is quantized by {name}") for name in encoders),
+        *(("own loss", _own_loss(edge)) for edge in report.edges if edge.own_loss),
         *([("files", f"{', '.join(cached)} of an earlier run; --no-cache makes them anew")] if cached else []),
     ]
+
+
+def _own_loss(edge: Edge) -> str:
+    """What a recipe loses by itself, where limits follow from that."""
+    figures = [
+        f"{TITLES[name]} {SHOWN_AS.get(name, figure)(edge.own_loss[name])}" for name in edge.own_loss if name in TITLES
+    ]
+    return f"{edge_name(edge)} is held to what its recipe loses in PyTorch: {', '.join(figures)}"
 
 
 def _left_out(report: Report) -> str:

@@ -34,6 +34,7 @@ _PARTS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "output": str,
         "metrics": dict,
         "limits": dict,
+        "own_loss": dict,
         "first_divergent_stage": _TEXT_OR_NONE,
         "cause": _TEXT_OR_NONE,
     },

@@ -12,6 +12,7 @@ from parity.runners.driver import DrivenSession, Tensor
 from parity.runners.streamed_driven import DrivenLine
 
 if TYPE_CHECKING:
+    from models.authoring.by_stage import ModelByStage
     from models.authoring.model import Model
 
 
@@ -32,11 +33,9 @@ class Reauthored:
         """Load the checkpoint through the family's weight map."""
         import torch
 
-        from models import registry
-
         torch.set_num_threads(self.threads)
-        model = registry.family(self.family).load(self.folder)
         with torch.inference_mode():
+            model = self.load()
             programs = [TorchProgram(model, length) for length in self.cache_lengths]
             yield DrivenSession(model.config, programs, self.end_tokens)
 
@@ -45,15 +44,26 @@ class Reauthored:
         """As ``open``, one stage at a time."""
         import torch
 
-        from models import registry
-        from models.authoring.by_stage import ModelByStage
         from parity.runners.stages import TorchStages
 
         torch.set_num_threads(self.threads)
-        parts = ModelByStage(registry.family(self.family), self.folder)
         with torch.inference_mode():
+            parts = self.by_stage()
             programs = [TorchStages(parts.model, length) for length in self.cache_lengths]
             yield DrivenLine(parts.config, parts, programs, self.end_tokens)
+
+    def load(self) -> Model:
+        """The model with all its weights."""
+        from models import registry
+
+        return registry.family(self.family).load(self.folder)
+
+    def by_stage(self) -> ModelByStage:
+        """The model with the weights of one stage at a time."""
+        from models import registry
+        from models.authoring.by_stage import ModelByStage
+
+        return ModelByStage(registry.family(self.family), self.folder)
 
 
 class TorchProgram:

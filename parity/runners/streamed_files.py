@@ -137,7 +137,8 @@ class _Files:
         self.stored[stage] = [replace(weight, name=base_name(weight.name)) for weight in found]
 
     def facts(self) -> Mapping[str, Any]:
-        """Size, hash and signatures of all files together, and how weights are stored."""
+        """Size, hash and signatures of all files together, and how weights are stored: in short, and each by itself."""
+        from parity.artifacts.forms import write_precisions
         from parity.convert.quantize import require_quantized, summarize
 
         stored = [weight for found in self.stored.values() for weight in found]
@@ -147,5 +148,5 @@ class _Files:
             "bytes": sum(self.sizes.values()),
             "sha256": hashlib.sha256(json.dumps(self.hashes, sort_keys=True).encode()).hexdigest(),
             "signatures": list(self.files[0].stages),
-            **(summarize(stored) if self.runner.recipe else {}),
+            **(summarize(stored) | {"stored": write_precisions(stored)} if self.runner.recipe else {}),
         }

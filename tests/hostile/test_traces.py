@@ -63,7 +63,8 @@ def checked(monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, 
     traces = {name: recorded.trace for name, recorded in honest.recorded.items()}
 
     def answer(runner: Runner, _inputs: Inputs, _folder: Path, **_: Any) -> Recorded:
-        recorded = honest.recorded[runner.name]
+        # The recipe by itself is what the honest file gives, whatever the file of this run hands in.
+        recorded = honest.recorded[runner.name.removesuffix(" in PyTorch")]
         lie = lies.get(runner.name)
         return replace(recorded, trace=lie(traces, recorded.trace)) if lie else recorded
 

@@ -1,0 +1,136 @@
+"""The re-authored model with its numbers rounded as a file of it has them: what a recipe loses, whatever the file.
+
+Nothing of a quantizer or a runtime is in it. A file that loses about as much is what its recipe makes of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.authoring.by_stage import ModelByStage
+from models.authoring.family import Family
+from models.authoring.stored import names_of_each
+from parity.convert.rounding import LARGEST, Grouping
+from parity.runners.reauthored import Reauthored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.authoring.model import Model
+    from parity.convert.quantize import WeightPrecision
+
+#: Rows of a weight that are rounded at a time: bounds memory whatever its size.
+ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Rounded(Reauthored):
+    """``stored`` says how each weight is, and whether what is multiplied with it is rounded too."""
+
+    stored: tuple[WeightPrecision, ...] = ()
+
+    def load(self) -> Model:
+        model = super().load()
+        recipe = _Recipe(self.stored, model)
+        recipe.watch(model)
+        recipe.apply(model)
+        return model
+
+    def by_stage(self) -> ModelByStage:
+        from models import registry
+
+        return _RoundedByStage(registry.family(self.family), self.folder, self.stored)
+
+
+class _RoundedByStage(ModelByStage):
+    def __init__(self, family: Family, folder: Path, stored: tuple[WeightPrecision, ...]) -> None:
+        super().__init__(family, folder)
+        self._recipe = _Recipe(stored, self.model)
+        self._recipe.watch(self.model)
+
+    @contextmanager
+    def loaded(self, stage: str) -> Iterator[None]:
+        with super().loaded(stage):
+            self._recipe.apply(self.model)
+            yield
+
+
+class _Recipe:
+    """How each parameter of a model is stored, by all its names."""
+
+    def __init__(self, stored: tuple[WeightPrecision, ...], model: Model) -> None:
+        found = {f"{weight.name}.weight": weight for weight in stored}
+        self._tied = [names for names in names_of_each(model) if not found.keys().isdisjoint(names)]
+        self._stored: Mapping[str, list[WeightPrecision]] = {
+            name: [found[each] for each in names if each in found] for names in self._tied for name in names
+        }
+        self._dynamic = {weight.name for weight in stored if weight.dynamic}
+
+    def apply(self, model: Model) -> None:
+        """Round the weights that have values, where they are."""
+        for names in self._tied:
+            parameter = model.get_parameter(names[0])
+            if not parameter.is_meta:
+                _round_weight(parameter.data, self._stored[names[0]][0].precision)
+
+    def watch(self, model: Model) -> None:
+        """Round what is multiplied with the weights of which the runtime does so."""
+        from torch import nn
+
+        products = (nn.Linear, nn.Conv1d)
+        for names in self._tied:
+            if not any(name.removesuffix(".weight") in self._dynamic for name in names):
+                continue
+            for name in names:
+                module = model.get_submodule(name.rpartition(".")[0])
+                if isinstance(module, products):
+                    module.register_forward_pre_hook(_round_row if isinstance(module, nn.Linear) else _round_whole)
+
+
+def _round_weight(weight: Tensor, precision: str) -> None:
+    """To the nearest that ``precision`` has, in place; ``weight`` ``[out, ...]``."""
+    kind, _, grouping = precision.partition(" ")
+    block = int(grouping.removeprefix("block ")) if grouping.startswith("block ") else 0
+    whole = weight.abs().amax() if grouping == "tensorwise" else None
+    for start in range(0, len(weight), ROWS):
+        rows = weight[start : start + ROWS]
+        if kind == "float16":
+            rows.copy_(rows.half())
+        elif kind.startswith("int"):
+            largest = whole if whole is not None else _tensor(Grouping(0, block).largest(rows.numpy()))
+            step = (largest / LARGEST[int(kind.removeprefix("int"))]).clamp(min=_SMALLEST)
+            if block:
+                step = step.half().float().clamp(min=_SMALLEST)  # as they are stored
+            rows.copy_((rows / step).round_().mul_(step))
+
+
+#: A step is never less, so that zeros stay zeros.
+_SMALLEST = 1e-30
+
+
+def _tensor(values: Any) -> Tensor:
+    import torch
+
+    return torch.from_numpy(values)
+
+
+def _round_row(_: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Each row by itself, as before a product with a matrix."""
+    return (_to_8_bits(given[0], (-1,)), *given[1:])
+
+
+def _round_whole(_: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """All channels and times together, as before a convolution."""
+    return (_to_8_bits(given[0], (-2, -1)), *given[1:])
+
+
+def _to_8_bits(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """256 values from the least to the largest along ``dims``, zero among them."""
+    most, least = x.amax(dims, keepdim=True).clamp(min=0), x.amin(dims, keepdim=True).clamp(max=0)
+    step = ((most - least) / 255).clamp(min=_SMALLEST)
+    zero = (-128 - least / step).round()
+    return ((x / step).round() + zero).clamp(-128, 127).sub(zero).mul(step)
