@@ -59,6 +59,11 @@ class PromptSet:
     sha256: str
     prompts: tuple[Prompt, ...]
 
+    @property
+    def is_text(self) -> bool:
+        """Whether neither pictures nor sounds go with any prompt."""
+        return not any(prompt.images or prompt.audio for prompt in self.prompts)
+
 
 @dataclass(frozen=True)
 class TokenizedPrompt:

@@ -37,8 +37,9 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
 #: Imported once by the server that jobs are forked from.
-PRELOAD = ["numpy", "torch", "transformers.modeling_utils", "transformers.generation", "models.authoring.decoder"]
-PRELOAD_CONVERTER = [*PRELOAD, "parity.convert.lowerings"]
+PRELOAD = ["numpy", "torch", "models.authoring.decoder"]
+PRELOAD_ORIGINALS = ["transformers.modeling_utils", "transformers.generation"]
+PRELOAD_CONVERTER = ["parity.convert.lowerings"]
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,10 @@ def run(
         return job.result(on_progress, patience)
 
 
-def prepare(*, converter: bool) -> None:
+def prepare(*, originals: bool = True, converter: bool) -> None:
     """Say what the coming jobs share; the first of them starts the server, which imports it."""
-    multiprocessing.set_forkserver_preload(PRELOAD_CONVERTER if converter else PRELOAD)
+    shared = [*PRELOAD, *(PRELOAD_ORIGINALS if originals else ()), *(PRELOAD_CONVERTER if converter else ())]
+    multiprocessing.set_forkserver_preload(shared)
 
 
 @contextmanager

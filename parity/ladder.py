@@ -156,9 +156,9 @@ class Ladder:
         """
         try:
             with published(self.model.family.name, self.weights.folder, self.scratch, self.reporter) as folder:
-                oracle = self.run(Original(folder, "float64", self.threads, self.remote_code))
+                oracle = self._original(Original(folder, "float64", self.threads, self.remote_code))
                 guide = oracle.trace.said if guided else None
-                return oracle, self.run(Original(folder, "float32", self.threads, self.remote_code), guide)
+                return oracle, self._original(Original(folder, "float32", self.threads, self.remote_code), guide)
         except ParityError:
             # Strict loading names the tensor and the remedy, where the original's library often names neither.
             isolated.run("loading", partial(_load_strictly, self.model.family.name, self.weights.folder))
@@ -238,6 +238,18 @@ class Ladder:
                 answering=conveyor.answer if self.streaming else answer,
             )
         recorded.trace.check(recorded.inputs, self.config.vocab_size, runner.name, self.generate, guide)
+        return recorded
+
+    def _original(self, runner: Original, guide: Guide | None = None) -> Recorded:
+        """What an earlier run of the original has recorded, or this one."""
+        if self.remote_code or runner.folder != self.weights.folder:
+            return self.run(runner, guide)  # code that nobody has hashed decides what it gives
+        asked = {"generate": self.generate, "guide": guide, "threads": self.threads, "streamed": bool(self.streaming)}
+        path = self.scratch / f"{runner.name}.safetensors"  # where ``record`` puts it
+        run = partial(self.run, runner, guide)
+        recorded = self.artifacts.original(runner.name, self.weights, self.inputs, asked, path, run)
+        if recorded.cached:
+            recorded.trace.check(self.inputs, self.config.vocab_size, runner.name, self.generate, guide)
         return recorded
 
     def _conversion(self, export: Export) -> Making[FloatFile]:

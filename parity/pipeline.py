@@ -131,11 +131,15 @@ def check(request: Request, reporter: Reporter) -> Report:
         isolated.prepare(converter=bool(request.plan.files))
         request.settle_prompts()
         weights = findings.weighed(_weigh(request, reporter))
-        inputs = findings.read(_read(request, weights, reporter))
-        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
+        artifacts = Artifacts(request.cache, reporter.note)
+        inputs = findings.read(_read(request, weights, artifacts, scratch, reporter))
+        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, artifacts, scratch, reporter)
         findings.streaming = ladder.streaming = _streaming(request, ladder)
         with ladder.converting() as converting:
-            reference = findings.referred(*_refer(request, ladder), ladder)
+            reference, originals = _refer(request, ladder)
+            if originals and all(recorded.cached for recorded in originals):
+                isolated.prepare(originals=False, converter=False)  # nor were tokens made: nothing has been started
+            findings.referred(reference, originals, ladder)
             for rung in ladder.rungs(converting, reference.trace.said):
                 findings.judge(rung, reference, inputs, ladder)
     return findings.report()
@@ -154,9 +158,10 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
     path = store.of(request.name, weights, name).path
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give --overwrite to replace it")
-    inputs = _read(request, weights, reporter)
+    anew = Artifacts(None, reporter.note)
     with scratch_folder() as scratch:
-        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, scratch, reporter)
+        inputs = _read(request, weights, anew, scratch, reporter)
+        ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, anew, scratch, reporter)
         oracle, original = ladder.original()
     reference = Reference("original64", oracle.trace, _floor(ladder, oracle, original))
     edges, _ = judge_rung("original", original.trace, reference, inputs, lambda _: limits_for("original"))
@@ -177,7 +182,9 @@ def verify_golden(request: Request, store: GoldenStore, reporter: Reporter) -> N
     isolated.prepare(converter=False)
     request.settle_prompts()
     weights = _weigh(request, reporter)
-    store.replay(request.name, weights, _read(request, weights, reporter))
+    with scratch_folder() as scratch:
+        inputs = _read(request, weights, Artifacts(None, reporter.note), scratch, reporter)
+    store.replay(request.name, weights, inputs)
 
 
 def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) -> list[Generated]:
@@ -193,7 +200,7 @@ def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) 
     with reporter.step("tokenizing"):
         inputs = tokenize(prompts, weights.folder, config, continuation=0)
     with scratch_folder() as scratch:
-        ladder = _ladder(request, weights, inputs, tokens, scratch, reporter)
+        ladder = _ladder(request, weights, inputs, tokens, Artifacts(request.cache, reporter.note), scratch, reporter)
         with ladder.converting() as converting:
             _, original = ladder.original(guided=False)
             rungs = [Rung("original", original), *ladder.rungs(converting)]
@@ -250,7 +257,9 @@ def prepared(
     isolated.prepare(converter=bool(request.plan.files))
     request.settle_prompts()
     weights = _weigh(request, reporter)
-    return _ladder(request, weights, choose(_read(request, weights, reporter)), generate_tokens, scratch, reporter)
+    artifacts = Artifacts(request.cache, reporter.note)
+    inputs = choose(_read(request, weights, artifacts, scratch, reporter))
+    return _ladder(request, weights, inputs, generate_tokens, artifacts, scratch, reporter)
 
 
 def _one_by_one(inputs: Inputs) -> Inputs:
@@ -275,11 +284,14 @@ def _weigh(request: Request, reporter: Reporter) -> Weights:
         return resolve(request.model, request.weights, progress, reporter.note, remote_code=request.remote_code)
 
 
-def _read(request: Request, weights: Weights, reporter: Reporter) -> Inputs:
+def _read(request: Request, weights: Weights, artifacts: Artifacts, scratch: Path, reporter: Reporter) -> Inputs:
     config = request.model.family.config_from(HFConfig.load(weights.folder))
     with reporter.step("tokenizing"):
         if not is_made(request.prompt_set):
-            return tokenize(read_prompts(request.prompt_set), weights.folder, config)
+            prompts = read_prompts(request.prompt_set)
+            make = partial(tokenize, prompts, weights.folder, config)
+            text = prompts.is_text and not request.model.encodes
+            return artifacts.tokens(prompts, weights, scratch / "tokens.json", make) if text else make()
         return inputs_of(
             request.prompt_set,
             request.own_prompts,
@@ -292,7 +304,13 @@ def _read(request: Request, weights: Weights, reporter: Reporter) -> Inputs:
 
 
 def _ladder(
-    request: Request, weights: Weights, inputs: Inputs, generate_tokens: int, scratch: Path, reporter: Reporter
+    request: Request,
+    weights: Weights,
+    inputs: Inputs,
+    generate_tokens: int,
+    artifacts: Artifacts,
+    scratch: Path,
+    reporter: Reporter,
 ) -> Ladder:
     config = request.model.family.config_from(HFConfig.load(weights.folder))
     exports = fit(config, inputs, request.prefill_lengths, request.cache_length, generate_tokens)
@@ -307,7 +325,7 @@ def _ladder(
         generate=generate_tokens,
         scratch=scratch,
         reporter=reporter,
-        artifacts=Artifacts(request.cache, reporter.note),
+        artifacts=artifacts,
         remote_code=request.remote_code,
     )
 
@@ -553,5 +571,9 @@ def _rung_record(rung: Rung) -> RungRecord:
         name=rung.name,
         seconds=cost.seconds if cost else None,
         peak_rss_mb=cost.peak_rss_mb if cost else None,
-        artifact={**rung.artifact, **({"note": cost.note} if cost and cost.note else {})},
+        artifact={
+            **rung.artifact,
+            **({"note": cost.note} if cost and cost.note else {}),
+            **({"cached": True} if cost and cost.cached else {}),
+        },
     )

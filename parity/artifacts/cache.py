@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from parity.artifacts.identity import key_of, sources
+from parity.artifacts.identity import Sources, key_of, sources
 from parity.errors import UsageError
 from parity.files import scratch_folder
 
 #: What an entry holds. Nothing in a manifest names a file, so none can lead out of the folder.
-FILE, MANIFEST = "artifact.tflite", "manifest.json"
+FILE, MANIFEST = "artifact", "manifest.json"
 #: The environment variable that says how many gigabytes may be kept; 0 for no cache.
 SIZE = "PARITY_CACHE_GB"
 #: Bytes that are kept unless told otherwise, and at most that share of the disk.
@@ -103,7 +103,7 @@ class ArtifactCache:
 
     folder: Path
     bound: int
-    sources: str | None = field(default_factory=sources)
+    sources: Sources | None = field(default_factory=sources)
 
     @classmethod
     def default(cls) -> Self:

@@ -5,6 +5,7 @@ Reading trusts nothing: a value of the wrong kind is a ``TypeError`` or ``ValueE
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from parity.convert.float_file import Export, FloatFile
 from parity.convert.quantize import WeightPrecision
 from parity.convert.rounding import Rounding
 from parity.convert.stages import StagedFile
+from parity.files import write_json
+from parity.inputs import Inputs, PromptSet, TokenizedPrompt
 from parity.runners.stages import Layout
 
 
@@ -80,6 +83,27 @@ def read_precisions(value: Any) -> list[WeightPrecision]:
         )
         for name, precision, asked, rounding, dynamic in value
     ]
+
+
+def read_note(value: Any) -> str:
+    """What an original's session said of where it was from."""
+    return _text(value)
+
+
+def write_tokens(inputs: Inputs, path: Path) -> None:
+    """The ids of prompts that are nothing but text."""
+    prompts = [(prompt.id, prompt.prompt, prompt.continuation) for prompt in inputs.prompts]
+    write_json(path, {"tokenizer": inputs.tokenizer_sha256, "prompts": prompts})
+
+
+def read_tokens(prompts: PromptSet, path: Path) -> Inputs:
+    """The same, read back, as the inputs that ``prompts`` make."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    tokenized = tuple(
+        TokenizedPrompt(_text(name), tuple(map(_whole, ids)), tuple(map(_whole, forced)))
+        for name, ids, forced in document["prompts"]
+    )
+    return Inputs(prompts.name, prompts.source, prompts.sha256, _text(document["tokenizer"]), tokenized)
 
 
 def _text(value: Any) -> str:

@@ -11,24 +11,37 @@ import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.authoring.checkpoint import weight_files
 from parity.convert.recipes import Recipe, entries
 from parity.files import sha256_of
 
 if TYPE_CHECKING:
     from parity.convert.float_file import Export
+    from parity.inputs import Inputs, PromptSet
     from parity.weights import Weights
 
 Identity = Mapping[str, Any]
 
 #: The packages whose code decides what is in a file, and how what is known of it is written down.
-PACKAGES = ("models", "parity.convert", "parity.artifacts")
+FILES = ("models", "parity.convert", "parity.artifacts")
+#: Those, and modules, whose code decides what ids a text has and what an original records. No port is among them.
+ORIGINALS = (
+    "models.authoring",
+    "parity.artifacts",
+    "parity.errors",
+    "parity.files",
+    "parity.inputs",
+    "parity.isolated",
+    "parity.runners",
+    "parity.trace",
+)
 
 
 def key_of(identity: Identity) -> str:
@@ -36,13 +49,26 @@ def key_of(identity: Identity) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def sources() -> str | None:
-    """SHA-256 over the sources of ``PACKAGES`` as this process imports them.
+@dataclass(frozen=True)
+class Sources:
+    """SHA-256 over the sources that decide what is in ``files``, and what ``originals`` record."""
+
+    files: str
+    originals: str
+
+
+def sources() -> Sources | None:
+    """Of the sources as this process imports them.
 
     ``None`` if it does not import them all from files as they are: then nobody can say what runs.
     """
+    files, originals = _sources(FILES), _sources(ORIGINALS)
+    return Sources(files, originals) if files and originals else None
+
+
+def _sources(packages: Sequence[str]) -> str | None:
     whole = hashlib.sha256()
-    for package in PACKAGES:
+    for package in packages:
         for name, path in sorted(_modules(package)):
             spec = importlib.util.find_spec(name)
             if spec is None or type(spec.loader) is not SourceFileLoader or Path(spec.origin or "") != path:
@@ -52,8 +78,10 @@ def sources() -> str | None:
 
 
 def _modules(package: str) -> Iterator[tuple[str, Path]]:
-    """Every module of a package by name and file, whether it was imported or not."""
+    """Every module of a package, or the one of this name, by name and file, whether it was imported or not."""
     found = importlib.util.find_spec(package)
+    if found and found.origin and not found.submodule_search_locations:
+        yield package, Path(found.origin)
     for folder in map(Path, found.submodule_search_locations or () if found else ()):
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder).with_suffix("").parts
@@ -88,6 +116,30 @@ def of_quantization(source: str, names: Sequence[str], recipe: Recipe) -> dict[s
     }
 
 
+def of_original(name: str, weights: Weights, inputs: Inputs, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what the original ``name`` records of a checkpoint, asked so. Everything beside the weights counts as well."""
+    prompts = json.dumps([_exactly(prompt) for prompt in inputs.prompts], sort_keys=True)
+    return {
+        "kind": "original",
+        "name": name,
+        "beside": _beside(weights),
+        "weights": weights.sha256,
+        "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
+        "asked": _exactly(asked),
+    }
+
+
+def of_tokens(prompts: PromptSet, weights: Weights) -> dict[str, Any]:
+    """Of what a checkpoint's tokenizer makes of text."""
+    return {"kind": "tokens", "beside": _beside(weights), "prompts": _plain(prompts)}
+
+
+def _beside(weights: Weights) -> dict[str, str]:
+    """Everything in the folder but the weights: configuration, tokenizer, what ends a text."""
+    found = {*weights.folder.iterdir()} - {*weight_files(weights.folder)}
+    return {path.name: sha256_of([path]) for path in sorted(found) if path.is_file()}
+
+
 def _of_export(export: Export) -> dict[str, Any]:
     """Sessions count by what they are given and how large it is: a second one of the same shapes changes no file.
 
@@ -99,14 +151,21 @@ def _of_export(export: Export) -> dict[str, Any]:
     return {**rest, "sessions": sorted(sessions), "constants": constants}
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it, an array as its type and shape."""
+def _kind(array: Any) -> list[Any]:
+    return [str(array.dtype), list(array.shape)]
+
+
+def _plain(value: Any, array: Callable[[Any], Any] = _kind) -> Any:
+    """A value as JSON has it; of an array, its type and shape unless told otherwise."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        return {each.name: _plain(getattr(value, each.name), array) for each in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, array) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "dtype"):
-        return [str(value.dtype), list(value.shape)]
-    return value
+        return [_plain(item, array) for item in value]
+    return array(value) if hasattr(value, "dtype") else value
+
+
+def _exactly(value: Any) -> Any:
+    """The same, with the values of arrays."""
+    return _plain(value, lambda array: [*_kind(array), hashlib.sha256(array.tobytes()).hexdigest()])

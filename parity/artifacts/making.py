@@ -1,12 +1,13 @@
 """Making files once: taken from the cache if they are as this run would make them, else made by a job and kept.
 
-Nothing but files is kept. What a run says about them it finds out anew.
+Kept are files, and where a ladder begins: the ids of its prompts, and what originals recorded of them. What a run says
+about them, and whatever a port or a file of it gives, it finds out anew.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,13 +20,26 @@ from models.registry import Model
 from parity import isolated
 from parity.artifacts import forms
 from parity.artifacts.cache import DAMAGE, ArtifactCache, Manifest, Say, sha256
-from parity.artifacts.identity import Identity, key_of, of_conversion, of_quantization, sources, versions
+from parity.artifacts.identity import (
+    Identity,
+    Sources,
+    key_of,
+    of_conversion,
+    of_original,
+    of_quantization,
+    of_tokens,
+    sources,
+    versions,
+)
 from parity.convert.float_file import Export, FloatFile, conversion
 from parity.convert.quantize import WeightPrecision, quantization
 from parity.convert.recipes import Recipe
 from parity.convert.stages import StagedFile, staged_conversion
 from parity.errors import ParityError
 from parity.files import sha256_of
+from parity.inputs import Inputs, PromptSet
+from parity.runners.base import Recorded
+from parity.trace import Trace
 from parity.weights import Weights
 
 T = TypeVar("T")
@@ -72,16 +86,15 @@ class Making(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted(Generic[T]):
-    """A file that ``job`` makes at ``destination``.
+    """A file at ``destination``.
 
-    ``name`` is the job's; ``what`` it makes is for people. ``identity`` is what it makes it from, ``intact`` whether
-    the checkpoint still is as it was hashed.
+    ``what`` it is, is for people. ``identity`` is what it is made from, ``sources`` the hash of the code that makes it;
+    ``intact`` is whether the checkpoint still is as it was hashed.
     """
 
-    name: str
     what: str
     destination: Path
-    job: Callable[[isolated.Progress], T]
+    sources: Callable[[Sources], str]
     identity: Callable[[], Identity]
     intact: Callable[[], bool]
     write: Callable[[T], Any]
@@ -95,47 +108,100 @@ class Artifacts:
     """
 
     def __init__(self, cache: ArtifactCache | None, say: Say) -> None:
-        self._say = say
-        self._cache = cache if cache and cache.bound else None
-        self._used: set[str] = set()
+        self.say = say
+        self.cache = cache if cache and cache.bound else None
+        self.used: set[str] = set()
         #: Of each file, by its place: the SHA-256, and what it is of.
-        self._known: dict[Path, tuple[str, str]] = {}
-        if self._cache and not self._cache.sources:
+        self.known: dict[Path, tuple[str, str]] = {}
+        if self.cache and not self.cache.sources:
             say("the sources are not imported from their files as they are; the cache is left alone")
-            self._cache = None
+            self.cache = None
 
     @cached_property
     def _versions(self) -> dict[str, str]:
         return versions()
 
+    def tokens(self, prompts: PromptSet, weights: Weights, destination: Path, tokenize: Callable[[], Inputs]) -> Inputs:
+        """What a checkpoint's tokenizer makes of a prompt set that is nothing but text."""
+        keepsake = Keepsake(
+            self,
+            _Wanted(
+                what=f"tokens of {prompts.name} for {weights.label}",
+                destination=destination,
+                sources=_of_originals,
+                identity=partial(of_tokens, prompts, weights),
+                intact=lambda: True,
+                write=lambda _: None,
+                read=lambda _: forms.read_tokens(prompts, destination),
+            ),
+        )
+        if made := keepsake.taken():
+            return made.value
+        inputs = tokenize()
+        forms.write_tokens(inputs, destination)
+        keepsake.keep(isolated.Finished(inputs, 0.0, 0.0))
+        return inputs
+
+    def original(
+        self,
+        name: str,
+        weights: Weights,
+        inputs: Inputs,
+        asked: Mapping[str, Any],
+        destination: Path,
+        record: Callable[[], Recorded],
+    ) -> Recorded:
+        """What the original ``name`` records at ``destination`` of ``inputs``; its numbers depend on all that is
+        ``asked``."""
+        keepsake = Keepsake(
+            self,
+            _Wanted(
+                what=f"{name} of {weights.label}, {inputs.name}",
+                destination=destination,
+                sources=_of_originals,
+                identity=partial(of_original, name, weights, inputs, asked),
+                intact=partial(_intact, weights),
+                write=str,
+                read=forms.read_note,
+            ),
+        )
+        if made := keepsake.taken():
+            trace = Trace.load(destination)
+            return Recorded(inputs, trace, made.seconds, made.peak_rss_mb, made.value, cached=True)
+        recorded = record()
+        keepsake.keep(isolated.Finished(recorded.note, recorded.seconds, recorded.peak_rss_mb))
+        return recorded
+
     def float_file(self, model: Model, weights: Weights, export: Export, destination: Path) -> Making[FloatFile]:
         """The float file of a checkpoint."""
         return self._making(
+            "converting",
+            conversion(model.family.name, weights.folder, export, destination),
             _Wanted(
-                name="converting",
                 what=f"float32 of {_described(model, weights, export)}",
                 destination=destination,
-                job=conversion(model.family.name, weights.folder, export, destination),
+                sources=_of_files,
                 identity=partial(of_conversion, "float", model.family.name, weights, export),
                 intact=partial(_intact, weights),
                 write=forms.write_float,
                 read=partial(forms.read_float, path=destination, export=export),
-            )
+            ),
         )
 
     def staged_file(self, model: Model, weights: Weights, export: Export, destination: Path) -> Making[StagedFile]:
         """The diagnostic file of a checkpoint."""
         return self._making(
+            "converting stage by stage",
+            staged_conversion(model.family.name, weights.folder, export, destination),
             _Wanted(
-                name="converting stage by stage",
                 what=f"float32 of {_described(model, weights, export)}, stage by stage",
                 destination=destination,
-                job=staged_conversion(model.family.name, weights.folder, export, destination),
+                sources=_of_files,
                 identity=partial(of_conversion, "staged", model.family.name, weights, export),
                 intact=partial(_intact, weights),
                 write=forms.write_staged,
                 read=partial(forms.read_staged, path=destination, export=export),
-            )
+            ),
         )
 
     def quantized_file(self, source: FloatFile, recipe: Recipe, destination: Path) -> Making[list[WeightPrecision]]:
@@ -144,58 +210,75 @@ class Artifacts:
         Raises:
             UsageError: the recipe is a file, and it cannot be read.
         """
-        digest, of = self._known[source.path] if self._cache else ("", "")
+        digest, of = self.known[source.path] if self.cache else ("", "")
         encoder = f", {recipe.encoder.name} for the encoder," if recipe.encoder else ""
         return self._making(
+            f"quantizing to {recipe.name}",
+            quantization(source.path, source.names, recipe, destination),
             _Wanted(
-                name=f"quantizing to {recipe.name}",
                 what=f"{recipe.name}{encoder} {of.removeprefix('float32 ')}",
                 destination=destination,
-                job=quantization(source.path, source.names, recipe, destination),
+                sources=_of_files,
                 identity=partial(of_quantization, digest, source.names, recipe),
                 intact=lambda: True,
                 write=forms.write_precisions,
                 read=forms.read_precisions,
-            )
+            ),
         )
 
-    def _making(self, wanted: _Wanted[T]) -> Making[T]:
+    def _making(self, name: str, job: Callable[[isolated.Progress], T], wanted: _Wanted[T]) -> Making[T]:
+        """The file wanted, which ``job`` makes unless it is there."""
+        keepsake = Keepsake(self, wanted)
+        return Making(keepsake.taken() or isolated.Job(name, job), keepsake.keep)
+
+    def identity(self, wanted: _Wanted[Any], cache: ArtifactCache) -> Identity:
+        """All that a file is made from."""
+        assert cache.sources is not None, "a cache without sources is left alone"
+        return {**wanted.identity(), "sources": wanted.sources(cache.sources), "versions": self._versions}
+
+
+class Keepsake(Generic[T]):
+    """A file that a run wants: taken from the cache, or kept in it once it is there."""
+
+    def __init__(self, artifacts: Artifacts, wanted: _Wanted[T]) -> None:
+        self._artifacts = artifacts
+        self._wanted = wanted
+        self._cache = artifacts.cache
+        self._identity: Identity = artifacts.identity(wanted, self._cache) if self._cache else {}
+
+    def taken(self) -> Made[T] | None:
+        """It, if an earlier run has made it."""
         if self._cache is None:
-            return Making(isolated.Job(wanted.name, wanted.job), lambda _: None)
-        identity = self._identity(wanted, self._cache)
-        made = self._taken(wanted, identity, self._cache)
-        return Making(made or isolated.Job(wanted.name, wanted.job), partial(self._keep, wanted, identity, self._cache))
-
-    def _identity(self, wanted: _Wanted[Any], cache: ArtifactCache) -> Identity:
-        return {**wanted.identity(), "sources": cache.sources, "versions": self._versions}
-
-    def _taken(self, wanted: _Wanted[T], identity: Identity, cache: ArtifactCache) -> Made[T] | None:
-        key = key_of(identity)
-        manifest = cache.take(key, wanted.destination, self._say)
+            return None
+        key, destination = key_of(self._identity), self._wanted.destination
+        manifest = self._cache.take(key, destination, self._artifacts.say)
         if manifest is None:
             return None
         try:
-            value = wanted.read(manifest.value)
+            value = self._wanted.read(manifest.value)
         except DAMAGE as error:
-            wanted.destination.unlink(missing_ok=True)
-            cache.discard(key, str(error), self._say)
+            destination.unlink(missing_ok=True)
+            self._cache.discard(key, str(error), self._artifacts.say)
             return None
-        self._used.add(key)
-        self._known[wanted.destination] = manifest.sha256, wanted.what
+        self._artifacts.used.add(key)
+        self._artifacts.known[destination] = manifest.sha256, self._wanted.what
         return Made(value, manifest.seconds, manifest.peak_rss_mb, cached=True)
 
-    def _keep(
-        self, wanted: _Wanted[T], identity: Identity, cache: ArtifactCache, finished: isolated.Finished[T]
-    ) -> None:
-        """Keep a file, unless what it was made from has changed while it was made: then nobody knows what it is of."""
+    def keep(self, finished: isolated.Finished[T]) -> None:
+        """Keep it, unless what it was made from has changed while it was made: then nobody knows what it is of."""
+        if self._cache is None:
+            return
+        wanted, key = self._wanted, key_of(self._identity)
         digest = sha256(wanted.destination)
-        self._known[wanted.destination] = digest, wanted.what
-        if not self._unchanged(wanted, identity, cache):
-            self._say(f"{wanted.what} is not kept for the next run: what it is made from has changed meanwhile")
+        self._artifacts.known[wanted.destination] = digest, wanted.what
+        if not self._unchanged(self._cache):
+            self._artifacts.say(
+                f"{wanted.what} is not kept for the next run: what it is made from has changed meanwhile"
+            )
             return
         manifest = Manifest(
             what=wanted.what,
-            identity=identity,
+            identity=self._identity,
             size=wanted.destination.stat().st_size,
             sha256=digest,
             value=wanted.write(finished.value),
@@ -203,15 +286,23 @@ class Artifacts:
             peak_rss_mb=finished.peak_rss_mb,
             made=time.time(),
         )
-        cache.put(key_of(identity), wanted.destination, manifest, self._say, self._used)
-        self._used.add(key_of(identity))
+        self._cache.put(key, wanted.destination, manifest, self._artifacts.say, self._artifacts.used)
+        self._artifacts.used.add(key)
 
-    def _unchanged(self, wanted: _Wanted[Any], identity: Identity, cache: ArtifactCache) -> bool:
+    def _unchanged(self, cache: ArtifactCache) -> bool:
         try:
-            again = self._identity(wanted, cache)
+            again = self._artifacts.identity(self._wanted, cache)
         except (OSError, ParityError):
             return False
-        return key_of(again) == key_of(identity) and sources() == cache.sources and wanted.intact()
+        return key_of(again) == key_of(self._identity) and sources() == cache.sources and self._wanted.intact()
+
+
+def _of_files(code: Sources) -> str:
+    return code.files
+
+
+def _of_originals(code: Sources) -> str:
+    return code.originals
 
 
 def _described(model: Model, weights: Weights, export: Export) -> str:

@@ -380,7 +380,7 @@ def remarks(report: Report) -> list[tuple[str, str]]:
         *([("not applied", left_out)] if (left_out := _left_out(report)) else []),
         *(("encoder", f"what only the encoder reads is quantized by {name}") for name in encoders),
         *(("own loss", _own_loss(edge)) for edge in report.edges if edge.own_loss),
-        *([("files", f"{', '.join(cached)} of an earlier run; --no-cache makes them anew")] if cached else []),
+        *([("kept", f"{', '.join(cached)} of an earlier run; --no-cache makes them anew")] if cached else []),
     ]
 
 

@@ -122,13 +122,17 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Recorded:
-    """A rung's trace of the inputs it was given, what it cost, and the session's note."""
+    """A rung's trace of the inputs it was given, what it cost, and the session's note.
+
+    One that is ``cached`` is of an earlier run, and so is what it cost.
+    """
 
     inputs: Inputs
     trace: Trace
     seconds: float
     peak_rss_mb: float
     note: str
+    cached: bool = False
 
 
 #: Runs a runner over all inputs; gives its trace and its session's note.

@@ -17,6 +17,7 @@ from rich.console import Console
 from models import registry
 from parity import isolated, ladder, pipeline
 from parity.artifacts.making import Artifacts, Made, Making
+from parity.compare.limits import RECIPE_LIMITS
 from parity.compare.verdict import Verdict
 from parity.convert.float_file import FloatFile
 from parity.convert.quantize import WeightPrecision
@@ -24,6 +25,8 @@ from parity.convert.recipes import Recipe
 from parity.inputs import Inputs
 from parity.pipeline import Request, check
 from parity.progress import Reporter
+from parity.report import figures
+from parity.report.recheck import contradictions
 from parity.report.record import Report
 from parity.runners.base import Recorded, Runner, record
 from parity.trace import PHASES, PromptTrace, Steps, Trace
@@ -62,11 +65,12 @@ def checked(monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, 
     """The report of a run in which some rungs lie. Nothing is tokenized, converted or quantized again."""
     traces = {name: recorded.trace for name, recorded in honest.recorded.items()}
 
-    def answer(runner: Runner, _inputs: Inputs, _folder: Path, **_: Any) -> Recorded:
+    def answer(runner: Runner, _inputs: Inputs, _folder: Path, *, generate: int, **_: Any) -> Recorded:
         # The recipe by itself is what the honest file gives, whatever the file of this run hands in.
         recorded = honest.recorded[runner.name.removesuffix(" in PyTorch")]
         lie = lies.get(runner.name)
-        return replace(recorded, trace=lie(traces, recorded.trace)) if lie else recorded
+        recorded = replace(recorded, trace=lie(traces, recorded.trace)) if lie else recorded
+        return recorded if generate else replace(recorded, trace=silent(recorded.trace))
 
     def converted(_: Artifacts, *arguments: Any) -> Making[FloatFile]:
         *_, export, path = arguments
@@ -83,6 +87,11 @@ def checked(monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, 
     monkeypatch.setattr(Artifacts, "quantized_file", quantized)
     monkeypatch.setattr(ladder.Ladder, "small", False)  # or the conversion would begin beside the original
     return check(Request(model=MODEL, **request), QUIET)
+
+
+def silent(trace: Trace) -> Trace:
+    """Without what was generated."""
+    return Trace({name: replace(prompt, steps=Steps()) for name, prompt in trace.prompts.items()})
 
 
 def _nothing(_: isolated.Finished[Any]) -> None:
@@ -272,6 +281,80 @@ def test_a_rung_asked_for_twice_is_run_once(
     assert len(names) == len(set(names))
     assert {"float"} <= set(names)
     assert report.verdict is Verdict.PASS
+
+
+def rounding(size: float, seed: int) -> Lie:
+    """As much noise on every logit: a KL of about half its square."""
+    noise = np.random.default_rng(seed)
+    return everywhere(lambda logits: (logits + noise.normal(0, size, logits.shape)).astype(np.float32))
+
+
+IN_PYTORCH = "dynamic_int8 in PyTorch"
+
+
+def test_what_a_recipe_loses_by_itself_is_allowed(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:
+    """A file outside the table's limits that loses as much as the same rounding in PyTorch; the report says so."""
+    lies = {"dynamic_int8": rounding(0.35, 1), IN_PYTORCH: rounding(0.35, 2)}
+    report = checked(monkeypatch, honest, lies)
+    edge = report.edges[-1]
+    assert (edge.verdict, edge.cause) == (Verdict.PASS, None), edge.cause
+    assert edge.metrics["kl_mean"] > next(each.most for each in RECIPE_LIMITS["dynamic_int8"])
+    assert edge.limits["kl_mean"] == pytest.approx(1.5 * edge.own_loss["kl_mean"], rel=0.01)
+    assert (
+        "dynamic_int8 is held to what its recipe loses in PyTorch: KL mean" in dict(figures.remarks(report))["own loss"]
+    )
+    reason = next(at.reason for at in figures.limits_shown([report]) if at.metric == "kl_mean")
+    assert "a file may lose 1.5 times as much" in reason
+    assert not list(contradictions(Report.from_json(report.to_json())))
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (rounding(0.1, 2), "kl_mean"),
+        (everywhere(lambda logits: logits), "kl_mean"),
+        (everywhere(lambda logits: logits * np.nan), "could not be found out: dynamic_int8 in PyTorch"),
+    ],
+    ids=["loses less", "loses nothing", "gives no numbers"],
+)
+def test_a_file_that_loses_more_than_its_recipe_fails(
+    monkeypatch: pytest.MonkeyPatch, honest: Honest, own: Lie, words: str
+) -> None:
+    report = checked(monkeypatch, honest, {"dynamic_int8": rounding(0.35, 1), IN_PYTORCH: own})
+    edge = report.edges[-1]
+    assert (edge.candidate, edge.verdict) == ("dynamic_int8", Verdict.FAIL)
+    assert words in str(edge.cause)
+
+
+def test_a_recipe_that_ruins_the_model_fails_however_faithful_its_file(
+    monkeypatch: pytest.MonkeyPatch, honest: Honest
+) -> None:
+    """Nobody may lose more than the next coarser recipe."""
+    lies = {"dynamic_int8": rounding(2.0, 1), IN_PYTORCH: rounding(2.0, 2)}
+    edge = checked(monkeypatch, honest, lies).edges[-1]
+    assert edge.verdict is Verdict.FAIL
+    coarser = {limit.metric: limit.bound for limit in RECIPE_LIMITS["dynamic_int4_block32"]}
+    assert {name: edge.limits[name] for name in coarser} == coarser
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {},
+        {"float": everywhere(np.negative), "dynamic_int8": rounding(0.35, 1)},
+    ],
+    ids=["a sound file", "a float file that is off"],
+)
+def test_a_recipe_is_not_asked_where_it_cannot_be_the_reason(
+    monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, Lie]
+) -> None:
+    def asked(*_: Any) -> Recorded:
+        raise AssertionError("the recipe was run")
+
+    monkeypatch.setattr(ladder.Ladder, "rounded", asked)
+    report = checked(monkeypatch, honest, lies)
+    assert report.edges[-1].verdict is (Verdict.FAIL if lies else Verdict.PASS)
+    assert not report.edges[-1].own_loss
 
 
 def test_a_rung_that_is_skipped_is_an_error(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:

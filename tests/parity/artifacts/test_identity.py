@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models import registry
 from models.authoring.session import EncoderCall, SessionInputs
 from parity.artifacts import forms, identity
 from parity.artifacts.cache import DAMAGE
@@ -25,7 +26,7 @@ from parity.convert.rounding import Rounding
 from parity.convert.stages import StagedFile
 from parity.faults.planting import Rewrite, plant
 from parity.runners.stages import Layout
-from parity.weights import Weights
+from parity.weights import Weights, resolve
 
 
 def session(rows: int = 3, *, content: float = 0.0, constant: int = 3) -> SessionInputs:
@@ -125,7 +126,7 @@ def test_sources_count_by_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("__init__", "a", "inner/__init__", "inner/b"):
         (tmp_path / "sourced" / f"{name}.py").write_text(f"# {name}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(identity, "PACKAGES", ("sourced",))
+    monkeypatch.setattr(identity, "FILES", ("sourced",))
     inner = tmp_path / "sourced" / "inner"
     seen = [sources()]
     (inner / "b.py").write_text("# B\n")
@@ -135,20 +136,50 @@ def test_sources_count_by_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (inner / "d.py").write_text("")
     seen.append(sources())
     assert None not in seen
-    assert len(set(seen)) == 4
+    assert len({each.files for each in seen}) == 4
+    assert len({each.originals for each in seen}) == 1
     (inner / "d.py").unlink()
     assert sources() == seen[2]
 
 
 def test_the_sources_are_those_of_the_models_and_of_the_conversion() -> None:
     """Deep ones and plain ones."""
-    found = {name for package in identity.PACKAGES for name, _ in identity._modules(package)}
+    found = modules(identity.FILES)
     wanted = {"models.layers.norm", "models.llama", "models", "parity.convert.float_file", "parity.convert.lowerings"}
     assert wanted <= found
     assert not any(name.startswith(("parity.compare", "parity.report")) for name in found)
 
 
-@pytest.mark.parametrize("module", ["models.layers.mask", "parity.convert.float_file"])
+def test_what_originals_record_does_not_depend_on_any_port() -> None:
+    """So that whoever works on one does not wait for the original again and again."""
+    found = modules(identity.ORIGINALS)
+    assert {"parity.runners.original", "parity.inputs", "parity.trace", "models.authoring.session"} <= found
+    assert not any(name.startswith("models.") and not name.startswith("models.authoring") for name in found)
+
+
+@pytest.mark.parametrize("model", ["smollm-135m", "openelm-270m"])
+@pytest.mark.parametrize("answering", ["base", "conveyor"])
+def test_an_original_runs_no_code_that_does_not_count(model: str, answering: str) -> None:
+    """What its process imports of this project is among what is hashed, but for what only says what is wrong."""
+    folder = resolve(registry.get(model), "tiny").folder
+    program = (
+        "import sys; from pathlib import Path; from parity.inputs import Inputs, TokenizedPrompt; "
+        f"from parity.runners.{answering} import answer; from parity.runners.original import Original; "
+        "inputs = Inputs('', '', '', '', (TokenizedPrompt('p', (1, 2), (3,)),)); "
+        f"answer(Original(Path({str(folder)!r})), inputs, 2, None, lambda *_: None); "
+        "print(*(name for name in sys.modules if name.split('.')[0] in ('models', 'parity')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "parity.runners.original" in imported
+    assert imported - modules(identity.ORIGINALS) <= {"models", "models.errors", "parity"}
+
+
+def modules(packages: tuple[str, ...]) -> set[str]:
+    return {name for package in packages for name, _ in identity._modules(package)}
+
+
+@pytest.mark.parametrize("module", ["models.layers.mask", "parity.convert.float_file", "parity.runners.original"])
 def test_sources_are_unknown_where_a_fault_is_planted(tmp_path: Path, module: str) -> None:
     """Whether the module was imported already or will be: the files on disk are not what runs."""
     program = (

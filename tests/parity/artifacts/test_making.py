@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from models import registry
 from parity import isolated
 from parity.artifacts import making
 from parity.artifacts.cache import FILE, MANIFEST, ArtifactCache
-from parity.artifacts.identity import key_of
+from parity.artifacts.identity import Sources, key_of
 from parity.artifacts.making import Artifacts, Made
 from parity.convert.float_file import Export, FloatFile
 from parity.convert.quantize import WeightPrecision
@@ -23,6 +24,9 @@ from parity.convert.recipes import get_recipe
 from parity.convert.rounding import Rounding
 from parity.errors import RungError
 from parity.files import sha256_of
+from parity.inputs import Inputs, Prompt, PromptSet, TokenizedPrompt
+from parity.runners.base import Recorded
+from parity.trace import PromptTrace, Trace
 from parity.weights import Weights
 
 MODEL = registry.get("smollm-135m")
@@ -159,12 +163,97 @@ def test_whatever_changes_is_made_anew(place: Place) -> None:
     assert place.float_file().cached is False
     place.weights_file.write_text("other weights")
     assert place.float_file().cached is False
-    assert place.float_file(place.artifacts(replace(place.cache, sources="another"))).cached is False
+    assert place.float_file(place.artifacts(replace(place.cache, sources=Sources("another", "same")))).cached is False
     artifacts = place.artifacts()
     artifacts.__dict__["_versions"] = {"torch": "0"}
     assert place.float_file(artifacts).cached is False
     assert place.started == ["converting"] * 6
     assert place.float_file().cached is True
+
+
+PROMPTS = PromptSet("mine", "mine.jsonl", "ab", (Prompt("p", "text", "more"),))
+INPUTS = Inputs("mine", "mine.jsonl", "ab", "cd", (TokenizedPrompt("p", (1, 2), (3,)),))
+
+
+def tokens(place: Place, made: Inputs = INPUTS, prompts: PromptSet = PROMPTS) -> Inputs:
+    def tokenize() -> Inputs:
+        place.started.append("tokenizing")
+        return made
+
+    return place.artifacts().tokens(prompts, place.weights(), place.scratch(), tokenize)
+
+
+def original(place: Place, inputs: Inputs = INPUTS, artifacts: Artifacts | None = None, **asked: Any) -> Recorded:
+    path = place.scratch()
+
+    def record() -> Recorded:
+        place.started.append("original")
+        logits = np.asarray([[1.0, 2.0]], np.float32)
+        trace = Trace({prompt.id: PromptTrace(logits, logits + 1) for prompt in inputs.prompts})
+        trace.save(path)
+        return Recorded(inputs, trace, 5.0, 6.0, "a note")
+
+    return (artifacts or place.artifacts()).original("original", place.weights(), inputs, asked, path, record)
+
+
+def test_text_is_tokenized_once(place: Place) -> None:
+    """And again when the text, the tokenizer or the configuration is another."""
+    assert tokens(place) == tokens(place) == INPUTS
+    assert place.started == ["tokenizing"]
+    tokens(place, prompts=replace(PROMPTS, prompts=(Prompt("p", "another text", "more"),)))
+    place.weights_file.with_name("tokenizer.json").write_text("{}")
+    tokens(place)
+    assert place.started == ["tokenizing"] * 3
+    place.weights_file.write_text("other weights")
+    tokens(place)
+    assert place.started == ["tokenizing"] * 3
+
+
+def test_what_an_original_recorded_is_kept_with_its_note_and_cost(place: Place) -> None:
+    first, again = original(place), original(place)
+    assert place.started == ["original"]
+    assert (first.cached, again.cached) == (False, True)
+    assert (again.seconds, again.peak_rss_mb, again.note, again.inputs) == (5.0, 6.0, "a note", INPUTS)
+    assert again.trace.digest == first.trace.digest
+
+
+def test_an_original_is_run_anew_for_whatever_its_numbers_depend_on(place: Place) -> None:
+    """Tokens, what goes with them, how it is asked, what lies beside the weights, the weights, the code it runs."""
+    prompt = INPUTS.prompts[0]
+    pictured, other = (replace(prompt, media={"pixels": np.full(2, value)}) for value in (1.0, 2.0))
+    for each in (prompt, replace(prompt, prompt=(1, 3)), replace(prompt, continuation=(4,)), pictured, other):
+        assert original(place, replace(INPUTS, prompts=(each,))).cached is False
+    for asked in ({"generate": 8}, {"guide": {"p": (1,)}}, {"guide": {"p": (2,)}}):
+        assert original(place, **asked).cached is False
+    place.weights_file.with_name("generation_config.json").write_text("{}")
+    assert original(place).cached is False
+    place.weights_file.write_text("other weights")
+    assert original(place).cached is False
+    assert place.cache.sources
+    edited = replace(place.cache, sources=replace(place.cache.sources, originals="another"))
+    assert original(place, artifacts=place.artifacts(edited)).cached is False
+    assert original(place).cached is True
+
+
+def test_a_port_may_change_without_its_original_being_run_again(place: Place) -> None:
+    original(place)
+    place.float_file()
+    assert place.cache.sources
+    edited = place.artifacts(replace(place.cache, sources=replace(place.cache.sources, files="another")))
+    assert original(place, artifacts=edited).cached is True
+    assert place.float_file(edited).cached is False
+
+
+def test_a_recording_that_was_tampered_with_is_made_again(place: Place) -> None:
+    original(place)
+    (entry,) = place.cache.entries()
+    path = place.cache.folder / entry.key / FILE
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert original(place).cached is False
+    assert "is damaged" in place.notes[0]
+    assert original(place).cached is True
 
 
 @pytest.mark.parametrize("bound", [None, 0])
@@ -213,7 +302,7 @@ def test_what_changes_while_it_is_read_poisons_nothing(place: Place, change: Cal
 
 def test_sources_edited_during_a_run_poison_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job imports them when it likes."""
-    place.during = lambda: monkeypatch.setattr(making, "sources", lambda: "edited")
+    place.during = lambda: monkeypatch.setattr(making, "sources", lambda: Sources("edited", "same"))
     place.float_file()
     assert place.cache.entries() == []
     assert "has changed meanwhile" in place.notes[0]

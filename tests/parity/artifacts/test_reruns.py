@@ -80,12 +80,15 @@ def test_a_check_again_converts_nothing_and_compares_everything(tmp_path: Path, 
     cache = ArtifactCache(tmp_path / "cache", 100_000_000)
     first = check(Request(model=MODEL, rungs=("float", "dynamic_int8"), cache=cache), QUIET)
     assert made(jobs) == ["converting", "quantizing to dynamic_int8"]
-    assert "files" not in dict(figures.remarks(first))
-    again = check(Request(model=MODEL, rungs=("float", "dynamic_int8"), cache=cache), QUIET)
-    assert {"original64", "original", "float", "dynamic_int8"} <= set(jobs)
+    assert "kept" not in dict(figures.remarks(first))
+    again = check(Request(model=MODEL, rungs=("reauthored", "float", "dynamic_int8"), cache=cache), QUIET)
+    assert jobs == ["reauthored", "float", "dynamic_int8"]
     assert made(jobs) == []
     assert (first.verdict, again.verdict) == ("PASS", "PASS")
-    assert dict(figures.remarks(again))["files"] == "float, dynamic_int8 of an earlier run; --no-cache makes them anew"
+    kept = "original64, original, float, dynamic_int8"
+    assert dict(figures.remarks(again))["kept"] == f"{kept} of an earlier run; --no-cache makes them anew"
+    assert again.rungs.pop(2).name == "reauthored"
+    assert again.edges.pop(1).candidate == "reauthored"
     for before, after in zip(first.rungs[2:], again.rungs[2:], strict=True):
         assert (before.artifact["cached"], after.artifact["cached"]) == (False, True)
         assert {**before.artifact, "cached": True} == after.artifact
@@ -159,7 +162,7 @@ def test_a_fault_in_converting_is_caught_though_a_sound_file_is_kept(
         plant([], sound)
         assert template.run(sound, arguments, 300) == 0
         before = sorted((tmp_path / "parity" / "artifacts").rglob("*"))
-        assert len(before) == 3
+        assert len(before) == 3 * len(("tokens", "original64", "original", "float"))
         plant([BROKEN], folder)
         assert template.run(folder, arguments, 300) == 3
         assert planted(folder) == {BROKEN.module}
@@ -169,7 +172,7 @@ def test_a_fault_in_converting_is_caught_though_a_sound_file_is_kept(
         assert [rung["artifact"]["cached"] for rung in report["rungs"] if rung["name"] == "float"] == [False]
         assert sorted((tmp_path / "parity" / "artifacts").rglob("*")) == before
         assert template.run(sound, arguments, 300) == 0
-        assert "files" in (sound / "stdout").read_text()
+        assert "kept" in (sound / "stdout").read_text()
 
 
 def test_planted_runs_have_no_cache() -> None:
