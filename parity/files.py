@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,18 @@ def _unwritten(path: Path, error: OSError) -> ParityError:
     return ParityError(f"writing {path} failed ({error.strerror or error}); make room or go elsewhere")
 
 
-def sha256_of(files: Iterable[Path]) -> str:
-    """One SHA-256 over the names and contents of ``files``, whatever the order they come in."""
+def sha256_of(files: Iterable[Path], known: Mapping[Path, str] | None = None) -> str:
+    """One SHA-256 over the names and contents of ``files``, whatever the order they come in.
+
+    Of those that are ``known`` the contents were hashed before, and they have not been written to since.
+    """
     whole = hashlib.sha256()
     for path in sorted(files, key=lambda file: file.name):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{digest}  {path.name}\n".encode())
+        whole.update(f"{(known or {}).get(path) or content_sha256(path)}  {path.name}\n".encode())
     return whole.hexdigest()
+
+
+def content_sha256(path: Path) -> str:
+    """Of the contents of a file, whatever its name."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,6 @@ from parity.convert.float_file import Export, FloatFile, default_cache_length, r
 from parity.convert.quantize import WeightPrecision, summarize
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe, with_encoder
 from parity.errors import ParityError, PromptError, UsageError
-from parity.files import sha256_of
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.memory import Streaming
 from parity.progress import Reporter
@@ -309,7 +308,7 @@ class Ladder:
     def _try_files(self, name: str, paths: Sequence[Path], facts: dict[str, Any], guide: Guide | None) -> Rung:
         artifact = {
             "bytes": sum(path.stat().st_size for path in paths),
-            "sha256": sha256_of(paths),
+            "sha256": self.artifacts.sha256_of(paths),
             **self._about_files(),
             **facts,
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from typing import Any, Self
 
 from parity.artifacts.identity import Sources, key_of, sources
 from parity.errors import UsageError
-from parity.files import scratch_folder
+from parity.files import content_sha256, scratch_folder
 
 #: What an entry holds. Nothing in a manifest names a file, so none can lead out of the folder.
 FILE, MANIFEST = "artifact", "manifest.json"
@@ -128,7 +127,7 @@ class ArtifactCache:
             manifest = Manifest.read(folder / MANIFEST, key)
             _require_regular(folder / FILE)
             with _placed(folder / FILE, destination):
-                if destination.stat().st_size != manifest.size or sha256(destination) != manifest.sha256:
+                if destination.stat().st_size != manifest.size or content_sha256(destination) != manifest.sha256:
                     raise ValueError("its file is not the one that was made")
         except _NoRoomError as error:
             say(f"a kept file cannot be used ({error}); it is made again")
@@ -232,12 +231,6 @@ class ArtifactCache:
 
 class _NoRoomError(Exception):
     """A kept file cannot be put where it is wanted, for which it cannot be blamed."""
-
-
-def sha256(path: Path) -> str:
-    """Of the contents of a file, whatever its name."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

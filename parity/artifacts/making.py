@@ -7,7 +7,7 @@ about them, and whatever a port or a file of it gives, it finds out anew.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from models.errors import ModelError
 from models.registry import Model
 from parity import isolated
 from parity.artifacts import forms
-from parity.artifacts.cache import DAMAGE, ArtifactCache, Manifest, Say, sha256
+from parity.artifacts.cache import DAMAGE, ArtifactCache, Manifest, Say
 from parity.artifacts.identity import (
     Identity,
     Sources,
@@ -36,7 +36,7 @@ from parity.convert.quantize import WeightPrecision, quantization
 from parity.convert.recipes import Recipe
 from parity.convert.stages import StagedFile, staged_conversion
 from parity.errors import ParityError
-from parity.files import sha256_of
+from parity.files import content_sha256, sha256_of
 from parity.inputs import Inputs, PromptSet
 from parity.runners.base import Recorded
 from parity.trace import Trace
@@ -226,6 +226,10 @@ class Artifacts:
             ),
         )
 
+    def sha256_of(self, files: Iterable[Path]) -> str:
+        """Over names and contents of files, which are not read again where they were made or taken here."""
+        return sha256_of(files, {path: digest for path, (digest, _) in self.known.items()})
+
     def _making(self, name: str, job: Callable[[isolated.Progress], T], wanted: _Wanted[T]) -> Making[T]:
         """The file wanted, which ``job`` makes unless it is there."""
         keepsake = Keepsake(self, wanted)
@@ -269,7 +273,7 @@ class Keepsake(Generic[T]):
         if self._cache is None:
             return
         wanted, key = self._wanted, key_of(self._identity)
-        digest = sha256(wanted.destination)
+        digest = content_sha256(wanted.destination)
         self._artifacts.known[wanted.destination] = digest, wanted.what
         if not self._unchanged(self._cache):
             self._artifacts.say(

@@ -62,6 +62,7 @@ def compare_positions(reference: Logits, candidate: Logits) -> PositionErrors:
     if not (np.isfinite(ref).all() and np.isfinite(cand).all()):
         raise ValueError("NaN or infinity in the logits")
     error = cand - ref
+    log_p = log_softmax(ref)
     top = min(5, ref.shape[1])
     best = zip(np.argpartition(-ref, top - 1)[:, :top], np.argpartition(-cand, top - 1)[:, :top], strict=True)
     return PositionErrors(
@@ -71,11 +72,11 @@ def compare_positions(reference: Logits, candidate: Logits) -> PositionErrors:
         product=(ref * cand).sum(axis=1),
         abs_error_sum=np.abs(error).sum(axis=1),
         abs_error_max=np.abs(error).max(axis=1),
-        kl=kl_divergence(ref, cand),
+        kl=_kl(log_p, log_softmax(cand)),
         same_top1=ref.argmax(axis=1) == cand.argmax(axis=1),
         top5_overlap=np.asarray([len(np.intersect1d(a, b, assume_unique=True)) / top for a, b in best]),
         margin=_margin(ref),
-        another_best=_another_best(ref),
+        another_best=_another_best(log_p),
         vocabulary=np.full(len(ref), ref.shape[1]),
     )
 
@@ -95,11 +96,12 @@ def log_softmax(logits: Array) -> Array:
 
 
 def kl_divergence(reference: Array, candidate: Array) -> Array:
-    """KL(reference || candidate) of the next-token distributions, nats, per position.
+    """KL(reference || candidate) of the next-token distributions, nats, per position."""
+    return _kl(log_softmax(reference), log_softmax(candidate))
 
-    It cannot be negative; rounding of the order of 1e-17 is cut off.
-    """
-    log_p, log_q = log_softmax(reference), log_softmax(candidate)
+
+def _kl(log_p: Array, log_q: Array) -> Array:
+    """It cannot be negative; rounding of the order of 1e-17 is cut off."""
     result: Array = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0.0)
     return result
 
@@ -119,15 +121,15 @@ def _margin(logits: Array) -> Array:
     return result
 
 
-def _another_best(logits: Array) -> Array:
+def _another_best(log_p: Array) -> Array:
     """The least KL(reference || q) at which the second best token catches up with the best, in nats.
 
     Under ``q1 = q2``, ``-sum(p log q)`` is least where both are ``(p1 + p2) / 2`` and all others are as they were
     (Lagrange); tokens further behind cost more.
     """
-    if logits.shape[1] == 1:
-        return np.full(len(logits), np.inf)
-    two = np.partition(log_softmax(logits), -2, axis=1)[:, -2:]
+    if log_p.shape[1] == 1:
+        return np.full(len(log_p), np.inf)
+    two = np.partition(log_p, -2, axis=1)[:, -2:]
     half = np.logaddexp(two[:, 0], two[:, 1]) - np.log(2)
     result: Array = (np.exp(two) * (two - half[:, None])).sum(axis=1)
     return result

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from parity.artifacts.cache import FILE, MANIFEST, SIZE, ArtifactCache, Manifest, sha256
+from parity.artifacts.cache import FILE, MANIFEST, SIZE, ArtifactCache, Manifest
 from parity.artifacts.identity import key_of
 from parity.errors import UsageError
+from parity.files import content_sha256
 
 CONTENT = b"weights" * 100
 
@@ -28,7 +29,7 @@ def manifest_of(path: Path, name: str = "a") -> Manifest:
         what=f"file {name}",
         identity={"name": name},
         size=path.stat().st_size,
-        sha256=sha256(path),
+        sha256=content_sha256(path),
         value=["x"],
         seconds=1.5,
         peak_rss_mb=10.0,
@@ -339,7 +340,8 @@ def test_unless_told_otherwise_the_disk_sets_a_bound(monkeypatch) -> None:
 WORKER = """
 import random, sys, time
 from pathlib import Path
-from parity.artifacts.cache import ArtifactCache, Manifest, sha256
+from parity.artifacts.cache import ArtifactCache, Manifest
+from parity.files import content_sha256
 from parity.artifacts.identity import key_of
 place, number = Path(sys.argv[1]), int(sys.argv[2])
 own = place / str(number)
@@ -358,8 +360,8 @@ while time.monotonic() < end:
         path = own / "made"
         path.unlink(missing_ok=True)
         path.write_bytes(content)
-        manifest = Manifest(what=name, identity=identity, size=1000, sha256=sha256(path), value=None, seconds=1.0,
-                            peak_rss_mb=1.0, made=1.0)
+        manifest = Manifest(what=name, identity=identity, size=1000, sha256=content_sha256(path), value=None,
+                            seconds=1.0, peak_rss_mb=1.0, made=1.0)
         cache.put(key_of(identity), path, manifest, notes.append)
     if random.random() < 0.02:
         cache.clear()
