@@ -261,8 +261,14 @@ def _link(source: Path, destination: Path) -> None:
 
 
 def _lacks_something(folder: Path) -> bool:
-    """Whether there is an entry, and not all of it."""
-    return os.path.lexists(folder) and not all(os.path.lexists(folder / name) for name in (FILE, MANIFEST))
+    """Whether there is an entry, and not all of it: the same one before and after looking, for it may be evicted."""
+    try:
+        before = folder.lstat()
+        lacking = not all(os.path.lexists(folder / name) for name in (FILE, MANIFEST))
+        after = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return lacking and (before.st_ino, before.st_ctime_ns) == (after.st_ino, after.st_ctime_ns)
 
 
 def _require_regular(path: Path) -> None:
