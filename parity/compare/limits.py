@@ -303,7 +303,7 @@ def own_loss_of(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> dict[str
     """Of what was measured of a recipe in PyTorch on a sample of prompts, the figures that its limits follow from."""
     wanted = [limit.metric for limit in limits if limit.metric in OWN_LOSSES]
     found = {name: metrics[name] for name in wanted if metrics.get(name) is not None}
-    noticed = metrics["detectable"].get("perplexity_ratio", math.inf)
-    if not math.isfinite(noticed):
-        found.pop("perplexity_ratio", None)
-    return {**found, "perplexity_noticed": noticed} if "perplexity_ratio" in found else found
+    ratio, noticed = found.pop("perplexity_ratio", 0.0), metrics["detectable"].get("perplexity_ratio", math.inf)
+    if 0 < ratio < math.inf and noticed < math.inf:
+        found |= {"perplexity_ratio": ratio, "perplexity_noticed": noticed}
+    return found
