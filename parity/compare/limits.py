@@ -267,7 +267,8 @@ def following(
     """The limits of a quantized rung, wider where its recipe by itself loses that much on these very prompts.
 
     ``own_loss`` are the figures of the same rounding done in PyTorch, as ``own_loss_of`` has them. No limit becomes
-    wider than that of the next coarser recipe, and none narrower.
+    wider than that of the next coarser recipe, and none narrower. Both sides are of the same prompts, so nothing is
+    asked of those as a sample of others.
     """
     table = RECIPE_LIMITS if output == "logits" else ENCODER_LIMITS
     names = list(table)
@@ -290,6 +291,7 @@ def _following(limit: Limit, own_loss: Mapping[str, float], coarser: Limit | Non
         least, most, room = 1 - times * (1 - loss), times * loss, f"{times:g} times as much"
     least, most = (float(f"{bound:.3g}") for bound in (least, most))
     least, most = max(min(limit.least, least), coarser.least), min(max(limit.most, most), coarser.most)
+    limit = replace(limit, sampled=False)
     if (least, most) == (limit.least, limit.most):
         return limit
     reason = (
