@@ -21,8 +21,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -40,6 +41,7 @@ Progress = Callable[[int, int], None]
 PRELOAD = ["numpy", "torch", "models.authoring.decoder"]
 PRELOAD_ORIGINALS = ["transformers.modeling_utils", "transformers.generation"]
 PRELOAD_CONVERTER = ["parity.convert.lowerings"]
+_SERVED, _FORKED = multiprocessing.get_context("forkserver"), multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,22 @@ class Finished(Generic[T]):
 
 
 class Job(Generic[T]):
-    """A running job. ``result`` waits for it; leaving the ``with`` block ends it whatever happened."""
+    """A running job. ``result`` waits for it; leaving the ``with`` block ends it whatever happened.
 
-    def __init__(self, name: str, function: Callable[[Progress], T]) -> None:
+    One that is ``forked`` from this very process has all that is in its memory, and only the thread that forks it.
+    """
+
+    def __init__(self, name: str, function: Callable[[Progress], T], *, forked: bool = False) -> None:
         self.name = name
         self._place = ExitStack()
         self._began = time.perf_counter()
         try:
             self._log = self._place.enter_context(scratch_folder()) / "log"
             self._log.touch()
-            context = multiprocessing.get_context("forkserver")
-            self._connection, theirs = context.Pipe(duplex=False)
-            self._process: ForkServerProcess = context.Process(
-                target=_work, args=(pickle.dumps(function), theirs, str(self._log)), name=name
-            )
+            self._connection, theirs = multiprocessing.Pipe(duplex=False)
+            given = function if forked else pickle.dumps(function)
+            make = _FORKED.Process if forked else _SERVED.Process
+            self._process: BaseProcess = make(target=_work, args=(given, theirs, str(self._log)), name=name)
             with _quietly(self._log):
                 self._process.start()
             theirs.close()
@@ -162,10 +166,21 @@ def run(
         return job.result(on_progress, patience)
 
 
+def fork(name: str, function: Callable[[Progress], T]) -> Job[T]:
+    """A job that needs not be picklable, in a process that shares this one's memory until either writes to it."""
+    return Job(name, function, forked=True)
+
+
 def prepare(*, originals: bool = True, converter: bool) -> None:
-    """Say what the coming jobs share; the first of them starts the server, which imports it."""
+    """Say what the coming jobs share; the first of them starts the server, which imports it, unless ``begin`` does."""
     shared = [*PRELOAD, *(PRELOAD_ORIGINALS if originals else ()), *(PRELOAD_CONVERTER if converter else ())]
     multiprocessing.set_forkserver_preload(shared)
+
+
+def begin() -> None:
+    """Start the server, which imports what jobs share while this process goes on; one that is there already stays."""
+    with suppress(OSError), _quietly(Path(os.devnull)):  # the first job says what stands in the way
+        forkserver.ensure_running()
 
 
 @contextmanager
@@ -185,7 +200,7 @@ def _quietly(log: Path) -> Iterator[None]:
                 os.close(copy)
 
 
-def _work(pickled: bytes, connection: Connection, log: str) -> None:
+def _work(given: bytes | Callable[[Progress], Any], connection: Connection, log: str) -> None:
     """The job's process: quiet, immune to the terminal's Ctrl-C (the parent ends it), gone when the parent is.
 
     What its libraries leave in the temporary folder goes with its log.
@@ -198,7 +213,7 @@ def _work(pickled: bytes, connection: Connection, log: str) -> None:
         os.dup2(file.fileno(), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        function: Callable[[Progress], Any] = pickle.loads(pickled)  # noqa: S301  (our own parent wrote it)
+        function = pickle.loads(given) if isinstance(given, bytes) else given  # noqa: S301  (our own parent wrote it)
         value = function(lambda done, total: connection.send(("progress", (done, total))))
         connection.send(("done", (value, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)))
     except (ParityError, ModelError) as error:

@@ -24,8 +24,8 @@ from parity.errors import ParityError, PromptError, UsageError
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.memory import Streaming
 from parity.progress import Reporter
-from parity.runners import conveyor
-from parity.runners.base import Guide, Recorded, Runner, answer, record
+from parity.runners import conveyor, divided
+from parity.runners.base import Answering, Guide, Recorded, Runner, answer, record
 from parity.runners.litert import LiteRT
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
@@ -39,6 +39,9 @@ from parity.weights.published import published
 SMALL_BYTES = 64_000_000
 
 ORIGINALS = ("original64", "original")
+#: Threads of a process in which PyTorch runs a model. With another number some sums are rounded otherwise, and a model
+#: that is run by stages would not give what the whole gives, bit for bit.
+TORCH_THREADS = 1
 #: The prefill of a check unless told otherwise. A short one: it cuts most prompts into pieces and pads the last. Where
 #: prompts cannot be cut, the length that holds them all is a multiple of it.
 PREFILL_LENGTH = 16
@@ -135,7 +138,7 @@ class Ladder:
 
     @property
     def threads(self) -> int:
-        """Threads of each rung."""
+        """Threads of each rung; those that PyTorch runs have as many processes instead."""
         return 1 if self.small else environment.threads()
 
     @contextmanager
@@ -155,9 +158,12 @@ class Ladder:
         """
         try:
             with published(self.model.family.name, self.weights.folder, self.scratch, self.reporter) as folder:
-                oracle = self._original(Original(folder, "float64", self.threads, self.remote_code))
+                oracle = self._original(Original(folder, "float64", TORCH_THREADS, self.remote_code))
+                if oracle.cached:  # as the original will be, and no file is made before ours have been run
+                    isolated.prepare(originals=False, converter=False)
+                    isolated.begin()
                 guide = oracle.trace.said if guided else None
-                return oracle, self._original(Original(folder, "float32", self.threads, self.remote_code), guide)
+                return oracle, self._original(Original(folder, "float32", TORCH_THREADS, self.remote_code), guide)
         except ParityError:
             # Strict loading names the tensor and the remedy, where the original's library often names neither.
             isolated.run("loading", partial(_load_strictly, self.model.family.name, self.weights.folder))
@@ -208,7 +214,15 @@ class Ladder:
     def _ours(self) -> tuple[str, Path, tuple[int, ...], int, frozenset[int]]:
         """What the re-authored model is run with."""
         lengths = tuple(export.cache_length for export in self.exports)
-        return self.model.family.name, self.weights.folder, lengths, self.threads, self.end_tokens
+        return self.model.family.name, self.weights.folder, lengths, TORCH_THREADS, self.end_tokens
+
+    def _answering(self, runner: Runner) -> Answering:
+        """How a runner goes through the prompts."""
+        if self.streaming:
+            return conveyor.answer
+        if isinstance(runner, (Original, Reauthored)) and self.threads > 1:
+            return partial(divided.answer, processes=self.threads)
+        return answer
 
     def convert(self, converting: Making[FloatFile] | None) -> list[Made[FloatFile]]:
         """The float file of each export; the first may be under way.
@@ -234,7 +248,7 @@ class Ladder:
                 generate=self.generate,
                 guide=guide,
                 on_progress=progress,
-                answering=conveyor.answer if self.streaming else answer,
+                answering=self._answering(runner),
             )
         recorded.trace.check(recorded.inputs, self.config.vocab_size, runner.name, self.generate, guide)
         return recorded
@@ -243,7 +257,7 @@ class Ladder:
         """What an earlier run of the original has recorded, or this one."""
         if self.remote_code or runner.folder != self.weights.folder:
             return self.run(runner, guide)  # code that nobody has hashed decides what it gives
-        asked = {"generate": self.generate, "guide": guide, "threads": self.threads, "streamed": bool(self.streaming)}
+        asked = {"generate": self.generate, "guide": guide, "threads": runner.threads}
         path = self.scratch / f"{runner.name}.safetensors"  # where ``record`` puts it
         run = partial(self.run, runner, guide)
         recorded = self.artifacts.original(runner.name, self.weights, self.inputs, asked, path, run)

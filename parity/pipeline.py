@@ -136,10 +136,7 @@ def check(request: Request, reporter: Reporter) -> Report:
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, artifacts, scratch, reporter)
         findings.streaming = ladder.streaming = _streaming(request, ladder)
         with ladder.converting() as converting:
-            reference, originals = _refer(request, ladder)
-            if originals and all(recorded.cached for recorded in originals):
-                isolated.prepare(originals=False, converter=False)  # nor were tokens made: nothing has been started
-            findings.referred(reference, originals, ladder)
+            reference = findings.referred(*_refer(request, ladder), ladder)
             for rung in ladder.rungs(converting, reference.trace.said):
                 findings.judge(rung, reference, inputs, ladder)
     return findings.report()

@@ -186,21 +186,36 @@ def answer(
     runner: Runner, inputs: Inputs, generate: int, guide: Guide | None, progress: isolated.Progress
 ) -> tuple[Trace, str]:
     """Run ``runner`` over all inputs in this very process, prompt by prompt: its trace and the session's note."""
-    steps = {p.id: generate * p.generates if guide is None else len(guide[p.id]) for p in inputs.prompts}
-    total = sum(1 + bool(p.turn) + p.decoded + steps[p.id] for p in inputs.prompts)
-    done = 0
+    with runner.open() as session:
+        return Trace(answer_each(session, inputs.prompts, generate, guide, progress)), session.note
+
+
+def answer_each(
+    session: Session,
+    prompts: Sequence[TokenizedPrompt],
+    generate: int,
+    guide: Guide | None,
+    progress: isolated.Progress,
+) -> dict[str, PromptTrace]:
+    """What a session answers to each of the prompts, by id."""
+    total, done = sum(calls(prompt, generate, guide) for prompt in prompts), 0
 
     def answered() -> None:
         nonlocal done
         done += 1
         progress(done, total)
 
-    with runner.open() as session:
-        prompts = {}
-        for prompt in inputs.prompts:
-            conversation = converse(session.end_tokens, prompt, generate, None if guide is None else guide[prompt.id])
-            prompts[prompt.id] = hold(conversation, session, answered)
-        return Trace(prompts), session.note
+    traces = {}
+    for prompt in prompts:
+        conversation = converse(session.end_tokens, prompt, generate, None if guide is None else guide[prompt.id])
+        traces[prompt.id] = hold(conversation, session, answered)
+    return traces
+
+
+def calls(prompt: TokenizedPrompt, generate: int, guide: Guide | None) -> int:
+    """About how many calls of a model a prompt takes; fewer where what is generated freely ends before."""
+    steps = generate * prompt.generates if guide is None else len(guide[prompt.id])
+    return 1 + bool(prompt.turn) + prompt.decoded + steps
 
 
 def hold(conversation: Conversation, session: Session, answered: Callable[[], None] = lambda: None) -> PromptTrace:
