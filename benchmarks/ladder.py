@@ -59,8 +59,12 @@ def ladder(*arguments: str, cached: bool = False, environment: Mapping[str, str]
         report = Path(folder) / "report.json"
         kept = () if cached else ("--no-cache",)
         command = [sys.executable, "-m", "parity", "check", *arguments, *kept, "--json", str(report)]
-        took = spent(command, {**os.environ, **(environment or {})}, ends=(0, 1))  # a FAIL is a figure too
-        return Ladder(took.seconds, took.peak, json.loads(report.read_text()))
+        took = spent(command, {**os.environ, **(environment or {})}, ends=(0, 1, 3))
+        found = json.loads(report.read_text())
+        if found["verdict"] == "ERROR":  # a FAIL is a figure too
+            causes = [found["cause"], *(edge["cause"] for edge in found["edges"])]
+            raise SystemExit(f"{' '.join(command)}: {'; '.join(filter(None, causes))}")
+        return Ladder(took.seconds, took.peak, found)
 
 
 def tiny_table() -> Iterator[str]:

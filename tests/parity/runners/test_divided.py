@@ -10,16 +10,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from models import registry
-from parity import isolated
+from parity import environment, isolated, ladder
 from parity.errors import RungError
 from parity.inputs import Inputs, TokenizedPrompt
+from parity.pipeline import Request, check
+from parity.progress import Reporter
 from parity.runners import divided
-from parity.runners.base import Prefilled, answer, record
+from parity.runners.base import Prefilled, Recorded, answer, record
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
 from parity.weights import resolve
@@ -134,3 +138,25 @@ def test_parts_are_even_and_none_is_empty() -> None:
         assert sorted(each.id for part in parts for each in part) == [prompt.id for prompt in PROMPTS]
         loads = [sum(len(each.prompt) for each in part) for part in parts]
         assert max(loads) - min(loads) <= max(len(prompt.prompt) for prompt in PROMPTS)
+
+
+@pytest.mark.parametrize(("small", "streamed", "divides"), [(0, False, True), (10**9, False, False), (0, True, False)])
+def test_a_check_divides_what_is_large_and_whole(
+    monkeypatch: pytest.MonkeyPatch, small: int, streamed: bool, divides: bool
+) -> None:
+    """Rungs that PyTorch runs, on one thread in every process; the runtime has threads of its own."""
+    ways: dict[str, tuple[bool, int]] = {}
+
+    def noted(runner: Any, *arguments: Any, answering: Any, **options: Any) -> Recorded:
+        divided_ = getattr(answering, "func", None) is divided.answer
+        ways[runner.name] = divided_, runner.threads
+        return record(runner, *arguments, answering=answering, **options)
+
+    monkeypatch.setattr(ladder, "SMALL_BYTES", small)
+    monkeypatch.setattr(ladder, "record", noted)
+    monkeypatch.setattr(environment, "threads", lambda: 2)
+    request = Request(model=registry.get("smollm-135m"), rungs=("reauthored", "float"), streamed=streamed)
+    assert check(request, Reporter(Console(stderr=True), quiet=True)).verdict == "PASS"
+    torch = ("original64", "original", "reauthored")
+    assert {name: ways[name] for name in torch} == dict.fromkeys(torch, (divides, 1))
+    assert ways["float"] == (False, 2 if small == 0 else 1)
