@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from parity.convert.stored import read_file
+
 #: The name of the metadata entry in the file.
 ENTRY = "parity"
 
@@ -21,7 +23,7 @@ def stamp(path: Path, facts: dict[str, Any]) -> None:
     from ai_edge_litert.schema_py_generated import BufferT, MetadataT
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-    model = tfl_flatbuffer_utils.read_model(str(path))
+    model = read_file(path)
     buffer, entry = BufferT(), MetadataT()
     buffer.data = np.frombuffer(packed(facts)[ENTRY], np.uint8)
     entry.name, entry.buffer = ENTRY, len(model.buffers)
@@ -32,9 +34,7 @@ def stamp(path: Path, facts: dict[str, Any]) -> None:
 
 def read_stamp(path: Path) -> dict[str, Any]:
     """The facts in the file; none if it carries none."""
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-
-    model = tfl_flatbuffer_utils.read_model(str(path))
+    model = read_file(path)
     for entry in model.metadata or []:
         name = entry.name.decode() if isinstance(entry.name, bytes) else entry.name
         if name == ENTRY:

@@ -12,7 +12,7 @@ from typing import Any
 from parity import isolated
 from parity.convert.recipes import Recipe, entries
 from parity.convert.rounding import Grouping, Rounding
-from parity.convert.stored import Weight, read_file, rounding_of, storage_of, weights_of
+from parity.convert.stored import Weight, contents, read_file, rounding_of, storage_of, weights_of
 from parity.errors import RungError
 from parity.files import whole_file
 
@@ -76,7 +76,7 @@ def _quantize(
         rules = rules + _for_encoders(source, recipe.encoder)
     replaced = _replacements(source, rules)
     try:
-        engine = quantizer.Quantizer(str(source), rules + list(replaced.values()))
+        engine = quantizer.Quantizer(contents(source), rules + list(replaced.values()))
         progress(0, 1)
         quantized = engine.quantize().quantized_model
     except (ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -49,7 +50,16 @@ def read_file(path: Path) -> Any:
     """The file as the quantizer's tables, whose buffers are read when touched."""
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-    return tfl_flatbuffer_utils.read_model(str(path))
+    return tfl_flatbuffer_utils.read_model(contents(path))
+
+
+def contents(path: Path) -> memoryview:
+    """A file in memory, read when touched; writing to it leaves the file as it is.
+
+    The quantizer's own way keeps every file open that it has read, and with it the disk that a removed one took.
+    """
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
 def weights_of(model: Any) -> Iterator[Weight]:

@@ -1,7 +1,9 @@
 """Recipes by name, by the quantizer's own name, by file; what came out is looked at before anyone ships it."""
 
 import json
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import registry
+from parity import isolated
 from parity.convert.float_file import Export, FloatFile, convert
-from parity.convert.quantize import quantize, summarize
+from parity.convert.quantize import quantization, quantize, summarize
 from parity.convert.recipes import RECIPES, entries, get_recipe, weight_bits
 from parity.convert.stored import Storage, read_file, storage_of, weights_of
 from parity.errors import RungError, UsageError
@@ -167,3 +170,19 @@ def test_quantization_error_is_within_half_a_step(row: list[float], bits: int) -
     restored = uniform.uniform_dequantize(uniform.uniform_quantize(values, params), params)
     # half a step, and the float32 rounding of the division and the product on either side of it
     assert np.abs(restored - values).max() <= 0.5 * scale.max() * (1 + 1e-6) + 4e-7 * largest
+
+
+def _held_after(file: FloatFile, destination: Path, _: isolated.Progress) -> list[str]:
+    """What this process has open of files that are gone, once a file was quantized and both were removed."""
+    source = destination.with_name("source.tflite")
+    shutil.copyfile(file.path, source)
+    quantization(source, file.names, get_recipe("dynamic_int8"), destination)(lambda *_: None)
+    source.unlink()
+    destination.unlink()
+    links = [str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    return [link for link in links if link.endswith(".tflite (deleted)")]
+
+
+def test_the_disk_of_a_file_that_was_quantized_and_removed_is_free(float_file: FloatFile, quantized: Path) -> None:
+    """By stages, a model of any size goes through a disk that holds a stage."""
+    assert isolated.run("quantizing", partial(_held_after, float_file, quantized)).value == []
