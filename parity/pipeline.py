@@ -46,7 +46,7 @@ from parity.compare.verdict import (
     naming_the_weight,
     with_generation,
 )
-from parity.convert.recipes import Recipe, get_recipe, weight_bits
+from parity.convert.recipes import Recipe, weight_bits
 from parity.errors import GoldenError, ParityError, UsageError
 from parity.files import scratch_folder
 from parity.golden import GoldenStore, Recording, Reference
@@ -481,7 +481,7 @@ class _Findings:
         )
         limits = partial(self._limits, rung.name, stored=bool(rounding))
         edges, generation = judged(limits)
-        if rung.stored and self._may_be_the_recipes(edges, limits):
+        if rung.stored and self._may_be_the_recipes(rung, edges, limits):
             edges = self._held_to_the_recipe(rung, edges, lambda wider: judged(wider)[0], limits, reference, ladder)
         numbers = self._numbers(rung, recorded.trace.of(self.shared))
         cause = copied(numbers, self.digest, self.numbers, reference.floor, self.least)
@@ -490,8 +490,15 @@ class _Findings:
         if generation.of:  # prompts made for situations are not generated from, and nothing of nothing is no result
             self.generation.append(asdict(generation))
 
-    def _may_be_the_recipes(self, edges: Sequence[Edge], limits: Callable[[Output], tuple[Limit, ...]]) -> bool:
-        """Whether a quantized rung is off in nothing but what a recipe loses, on a sound float rung if there is one."""
+    def _may_be_the_recipes(
+        self, rung: Rung, edges: Sequence[Edge], limits: Callable[[Output], tuple[Limit, ...]]
+    ) -> bool:
+        """Whether a quantized rung is off in nothing but what a recipe loses, on a sound float rung if there is one.
+
+        Not if its file has fewer bits than the recipe wanted.
+        """
+        if any(weight.coarser for weight in rung.stored):
+            return False
         above = {edge.verdict for edge in self.edges if edge.candidate in FLOAT_RUNGS}
         held = [(limit, edge.metrics[limit.metric]) for edge in edges for limit in limits(edge.output)]
         broken = {limit.metric for limit, figure in held if figure is not None and not limit.holds(figure)}
@@ -518,6 +525,7 @@ class _Findings:
 
         def wider(output: Output) -> tuple[Limit, ...]:
             recipe = self._recipe_of(rung.name, output)
+            assert recipe is not None, "a rung with stored weights has a recipe"
             return following(limits(output), own[output], recipe.name, weight_bits(recipe), output)
 
         return [replace(edge, own_loss=own[edge.output]) for edge in judged(wider)]
@@ -528,15 +536,15 @@ class _Findings:
         return Numbers(rung.name, trace.digest, rung.artifact.get("sha256"), bits)
 
     def _limits(self, rung: str, output: Output, *, stored: bool) -> tuple[Limit, ...]:
-        if self.request.plan.recipe(rung) is None:
-            return limits_for(rung, output=output)
         by = self._recipe_of(rung, output)
+        if by is None:
+            return limits_for(rung, output=output)
         return limits_for(by.name, weight_bits(by), output, stored=stored and output != ENCODER)
 
-    def _recipe_of(self, rung: str, output: Output) -> Recipe:
+    def _recipe_of(self, rung: str, output: Output) -> Recipe | None:
         """A quantized rung's recipe, or the one that its encoder has instead."""
-        recipe = self.request.plan.recipe(rung) or get_recipe(rung)
-        return recipe.encoder if recipe.encoder and output == ENCODER else recipe
+        recipe = self.request.plan.recipe(rung)
+        return recipe.encoder if recipe and recipe.encoder and output == ENCODER else recipe
 
     def _error(self, name: str, cause: str | None) -> None:
         self.edges.append(Edge(reference=self.reference, candidate=name, verdict=Verdict.ERROR, cause=cause))

@@ -26,7 +26,7 @@ class WeightPrecision:
     """How one weight is stored: ``precision`` such as ``int4 block 32``, ``asked`` when the recipe wanted another.
 
     ``rounding`` is how what is stored compares with the float weight, unless it is that weight. ``dynamic`` says that
-    what is multiplied with it is rounded as well, by the runtime.
+    the recipe has the runtime round what is multiplied with it as well.
     """
 
     name: str
@@ -34,6 +34,16 @@ class WeightPrecision:
     asked: str | None = None
     rounding: Rounding | None = None
     dynamic: bool = False
+
+    @property
+    def coarser(self) -> bool:
+        """Whether it has fewer bits than the recipe wanted."""
+        return self.asked is not None and _bits(self.precision) < _bits(self.asked)
+
+
+def _bits(precision: str) -> int:
+    """Of ``int4 block 32`` or ``float16``."""
+    return int(precision.partition(" ")[0].lstrip("abcdefghijklmnopqrstuvwxyz"))
 
 
 def quantize(
@@ -116,8 +126,7 @@ def _stored(
         differs = asked is not None and not storage.precision.startswith(asked)
         grouping = _grouping(exact, rules)
         rounding = rounding_of(weight, exact, storage, grouping) if grouping else None
-        dynamic = storage.scales is not None and weight.operation != "EMBEDDING_LOOKUP" and not weight.dequantized
-        yield WeightPrecision(name, storage.precision, asked if differs else None, rounding, dynamic)
+        yield WeightPrecision(name, storage.precision, asked if differs else None, rounding, _dynamic(exact, rules))
 
 
 def _grouping(weight: Weight, rules: Sequence[dict[str, Any]]) -> Grouping | None:
@@ -174,6 +183,13 @@ def _asked(weight: Weight, rules: Sequence[dict[str, Any]]) -> str | None:
     kind = "float" if str(getattr(config["dtype"], "value", config["dtype"])) == "FLOAT" else "int"
     block = _block_of(rule)
     return f"{kind}{config['num_bits']}" + (f" block {block}" if block else "")
+
+
+def _dynamic(weight: Weight, rules: Sequence[dict[str, Any]]) -> bool:
+    """Whether the recipe has integers multiplied with integers; a lookup multiplies nothing."""
+    rule = _rule_for(weight, rules)
+    precision = rule.get("op_config", {}).get("compute_precision") if rule else None
+    return str(getattr(precision, "value", precision)) == "INTEGER" and weight.operation != "EMBEDDING_LOOKUP"
 
 
 def _replacements(source: Path, rules: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -24,10 +24,7 @@ FLOAT16_TINY = float(np.finfo(np.float16).tiny)
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight where it is in a file: the operator that reads it, by the quantizer's name for it, and its tensor.
-
-    It may be ``dequantized`` before it is read.
-    """
+    """A weight where it is in a file: the operator that reads it, by the quantizer's name for it, and its tensor."""
 
     scope: str
     operation: str
@@ -35,7 +32,6 @@ class Weight:
     tensor: Any
     subgraph: Any
     model: Any
-    dequantized: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,12 +78,11 @@ def weights_of(model: Any) -> Iterator[Weight]:
             operation, position = operators[code]
             index = int(op.inputs[position])
             maker = made_by.get(index)
-            weight_only = maker and model.operatorCodes[maker.opcodeIndex].builtinCode == BuiltinOperator.DEQUANTIZE
-            if maker and weight_only:
-                index = int(maker.inputs[0])
+            if maker and model.operatorCodes[maker.opcodeIndex].builtinCode == BuiltinOperator.DEQUANTIZE:
+                index = int(maker.inputs[0])  # weight-only: stored quantized, dequantized before use
             tensor = subgraph.tensors[index]
             scope = tfl_flatbuffer_utils.get_op_scope(op, subgraph.tensors)
-            yield Weight(scope, operation, int(tensor.shape[-1]), tensor, subgraph, model, bool(weight_only))
+            yield Weight(scope, operation, int(tensor.shape[-1]), tensor, subgraph, model)
 
 
 def names_of(model: Any) -> tuple[str, ...]:

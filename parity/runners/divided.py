@@ -27,10 +27,10 @@ def answer(
     processes: int,
 ) -> tuple[Trace, str]:
     """As in one process. ``runner`` must load its model on a single thread: others do not survive a fork."""
-    weights = {prompt.id: calls(prompt, generate, guide) for prompt in inputs.prompts}
-    own, *parts = _divided(inputs.prompts, weights, processes)
+    sizes = {prompt.id: calls(prompt, generate, guide) for prompt in inputs.prompts}
+    own, *parts = _divided(inputs.prompts, sizes, processes)
     with runner.open() as session, ExitStack() as stack:
-        done = _Done(sum(weights.values()), progress)
+        done = _Done(sum(sizes.values()), progress)
         helpers = []
         for part in parts:
             job = isolated.fork(f"part of {runner.name}", partial(answer_each, session, part, generate, guide))
@@ -47,13 +47,11 @@ def answer(
         return Trace({prompt.id: traces[prompt.id] for prompt in inputs.prompts}), session.note
 
 
-def _divided(
-    prompts: Sequence[TokenizedPrompt], weights: dict[str, int], processes: int
-) -> list[list[TokenizedPrompt]]:
+def _divided(prompts: Sequence[TokenizedPrompt], sizes: dict[str, int], processes: int) -> list[list[TokenizedPrompt]]:
     """The heaviest first, each to whoever has least; no part is empty."""
     parts: list[list[TokenizedPrompt]] = [[] for _ in range(min(processes, len(prompts)))]
-    for prompt in sorted(prompts, key=lambda prompt: -weights[prompt.id]):
-        min(parts, key=lambda part: sum(weights[each.id] for each in part)).append(prompt)
+    for prompt in sorted(prompts, key=lambda prompt: -sizes[prompt.id]):
+        min(parts, key=lambda part: sum(sizes[each.id] for each in part)).append(prompt)
     return parts
 
 

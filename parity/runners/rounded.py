@@ -5,7 +5,7 @@ Nothing of a quantizer or a runtime is in it. A file that loses about as much is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Rows of a weight that are rounded at a time: bounds memory whatever its size.
 ROWS = 4096
+#: A step is never less, so that zeros stay zeros.
+_SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -60,35 +62,35 @@ class _RoundedByStage(ModelByStage):
 
 
 class _Recipe:
-    """How each parameter of a model is stored, by all its names."""
+    """What happens to the weights of a model, of which each may have several names."""
 
-    def __init__(self, stored: tuple[WeightPrecision, ...], model: Model) -> None:
-        found = {f"{weight.name}.weight": weight for weight in stored}
-        self._tied = [names for names in names_of_each(model) if not found.keys().isdisjoint(names)]
-        self._stored: Mapping[str, list[WeightPrecision]] = {
-            name: [found[each] for each in names if each in found] for names in self._tied for name in names
-        }
-        self._dynamic = {weight.name for weight in stored if weight.dynamic}
+    def __init__(self, stored: Sequence[WeightPrecision], model: Model) -> None:
+        found: dict[str, list[WeightPrecision]] = {}
+        for weight in stored:  # every operator that reads it has it listed
+            found.setdefault(f"{weight.name}.weight", []).append(weight)
+        self._weights = [
+            (names, known)
+            for names in names_of_each(model)
+            if (known := [weight for name in names for weight in found.get(name, ())])
+        ]
 
     def apply(self, model: Model) -> None:
         """Round the weights that have values, where they are."""
-        for names in self._tied:
+        for names, (weight, *_) in self._weights:
             parameter = model.get_parameter(names[0])
             if not parameter.is_meta:
-                _round_weight(parameter.data, self._stored[names[0]][0].precision)
+                _round_weight(parameter.data, weight.precision)
 
     def watch(self, model: Model) -> None:
         """Round what is multiplied with the weights of which the runtime does so."""
         from torch import nn
 
-        products = (nn.Linear, nn.Conv1d)
-        for names in self._tied:
-            if not any(name.removesuffix(".weight") in self._dynamic for name in names):
-                continue
-            for name in names:
+        ways = {nn.Linear: _round_row, nn.Conv1d: _round_whole}
+        for names, weights in self._weights:
+            for name in names if any(weight.dynamic for weight in weights) else ():
                 module = model.get_submodule(name.rpartition(".")[0])
-                if isinstance(module, products):
-                    module.register_forward_pre_hook(_round_row if isinstance(module, nn.Linear) else _round_whole)
+                if way := ways.get(type(module)):
+                    module.register_forward_pre_hook(way)
 
 
 def _round_weight(weight: Tensor, precision: str) -> None:
@@ -106,10 +108,6 @@ def _round_weight(weight: Tensor, precision: str) -> None:
             if block:
                 step = step.half().float().clamp(min=_SMALLEST)  # as they are stored
             rows.copy_((rows / step).round_().mul_(step))
-
-
-#: A step is never less, so that zeros stay zeros.
-_SMALLEST = 1e-30
 
 
 def _tensor(values: Any) -> Tensor:

@@ -61,7 +61,16 @@ def honest() -> Honest:
     return Honest(inputs[0], given)
 
 
-def checked(monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, Lie], **request: Any) -> Report:
+INT8 = WeightPrecision("head", "int8 channelwise")
+
+
+def checked(
+    monkeypatch: pytest.MonkeyPatch,
+    honest: Honest,
+    lies: Mapping[str, Lie],
+    stored: WeightPrecision = INT8,
+    **request: Any,
+) -> Report:
     """The report of a run in which some rungs lie. Nothing is tokenized, converted or quantized again."""
     traces = {name: recorded.trace for name, recorded in honest.recorded.items()}
 
@@ -79,7 +88,7 @@ def checked(monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, 
 
     def quantized(_: Artifacts, _source: FloatFile, recipe: Recipe, path: Path) -> Making[list[WeightPrecision]]:
         path.write_text(recipe.name)
-        return Making(Made([WeightPrecision("head", "int8")], 1.0, 1.0, cached=False), _nothing)
+        return Making(Made([stored], 1.0, 1.0, cached=False), _nothing)
 
     monkeypatch.setattr(pipeline, "_read", lambda *_: honest.inputs)
     monkeypatch.setattr(ladder, "record", answer)
@@ -338,21 +347,22 @@ def test_a_recipe_that_ruins_the_model_fails_however_faithful_its_file(
 
 
 @pytest.mark.parametrize(
-    "lies",
+    ("lies", "stored"),
     [
-        {},
-        {"float": everywhere(np.negative), "dynamic_int8": rounding(0.35, 1)},
+        ({}, INT8),
+        ({"float": everywhere(np.negative), "dynamic_int8": rounding(0.35, 1)}, INT8),
+        ({"dynamic_int8": rounding(0.35, 1)}, WeightPrecision("head", "int4 block 32", "int8")),
     ],
-    ids=["a sound file", "a float file that is off"],
+    ids=["a sound file", "a float file that is off", "a weight with too few bits"],
 )
 def test_a_recipe_is_not_asked_where_it_cannot_be_the_reason(
-    monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, Lie]
+    monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, Lie], stored: WeightPrecision
 ) -> None:
     def asked(*_: Any) -> Recorded:
         raise AssertionError("the recipe was run")
 
     monkeypatch.setattr(ladder.Ladder, "rounded", asked)
-    report = checked(monkeypatch, honest, lies)
+    report = checked(monkeypatch, honest, lies, stored)
     assert report.edges[-1].verdict is (Verdict.FAIL if lies else Verdict.PASS)
     assert not report.edges[-1].own_loss
 

@@ -208,7 +208,7 @@ STAGED = StagedFile(
     {"kv_cache_k_0": (1, 64, 1, 8)},
 )
 PRECISIONS = [
-    WeightPrecision("a", "int8 channelwise", None, Rounding(0.49999999999999994, 1.0)),
+    WeightPrecision("a", "int8 channelwise", None, Rounding(0.49999999999999994, 1.0), dynamic=True),
     WeightPrecision("b", "float32", "int4 block 32"),
 ]
 FORMS: list[tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = [

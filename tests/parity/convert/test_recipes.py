@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models import registry
 from parity import isolated
 from parity.convert.float_file import Export, FloatFile, convert
-from parity.convert.quantize import quantization, quantize, summarize
+from parity.convert.quantize import WeightPrecision, quantization, quantize, summarize
 from parity.convert.recipes import RECIPES, entries, get_recipe, weight_bits
 from parity.convert.stored import Storage, read_file, storage_of, weights_of
 from parity.errors import RungError, UsageError
@@ -186,3 +186,28 @@ def _held_after(file: FloatFile, destination: Path, _: isolated.Progress) -> lis
 def test_the_disk_of_a_file_that_was_quantized_and_removed_is_free(float_file: FloatFile, quantized: Path) -> None:
     """By stages, a model of any size goes through a disk that holds a stage."""
     assert isolated.run("quantizing", partial(_held_after, float_file, quantized)).value == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "asked", "coarser"),
+    [
+        ("int8 channelwise", None, False),
+        ("int4 block 32", "int8", True),
+        ("int4 block 32", "int4 block 128", False),
+        ("float32", "int4 block 32", False),
+        ("int8 channelwise", "float16", True),
+    ],
+)
+def test_fewer_bits_than_asked_for_are_noticed(precision: str, asked: str | None, coarser: bool) -> None:
+    assert WeightPrecision("w", precision, asked).coarser is coarser
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dynamic"),
+    [("dynamic_int8", True), ("weight_only_int8", False), ("fp16", False), ("dynamic_int4", True)],
+)
+def test_who_rounds_what_is_multiplied(float_file: FloatFile, quantized: Path, recipe: str, dynamic: bool) -> None:
+    """The recipe says so, of everything that is a product; the table of the tied head is one, and its lookup none."""
+    found = quantize(float_file.path, float_file.names, get_recipe(recipe), quantized).value
+    assert {weight.dynamic for weight in found if not weight.name.startswith("embed")} == {dynamic}
+    assert {weight.dynamic for weight in found if weight.name.startswith("embed")} == {False, dynamic}
