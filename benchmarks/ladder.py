@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from page import PAGE, Panel, draw, machine, say, write_section
 from processes import spent
 
@@ -87,11 +86,9 @@ def again_table() -> Iterator[str]:
     model = ("smollm-135m", "--weights", "synthetic")
     with tempfile.TemporaryDirectory() as cache:
         own = {"XDG_CACHE_HOME": cache}
-        resolve(registry.get(model[0]), "synthetic")
+        weights = resolve(registry.get(model[0]), "synthetic").folder.parents[1]
         (Path(cache) / "parity").mkdir()
-        (Path(cache) / "parity" / "weights").symlink_to(
-            platformdirs.user_cache_path("parity", appauthor=False) / "weights"
-        )
+        (Path(cache) / "parity" / "weights").symlink_to(weights)
         cold = ladder(*model, cached=True, environment=own).seconds
         warm = [ladder(*model, cached=True, environment=own).seconds for _ in range(RUNS)]
     yield "## A ladder at full size, and the same again\n"

@@ -12,7 +12,7 @@ from typing import Any
 from parity import isolated
 from parity.convert.recipes import Recipe, entries
 from parity.convert.rounding import Grouping, Rounding
-from parity.convert.stored import Weight, contents, read_file, rounding_of, storage_of, weights_of
+from parity.convert.stored import Weight, bits_of, contents, read_file, rounding_of, storage_of, weights_of
 from parity.errors import RungError
 from parity.files import whole_file
 
@@ -38,12 +38,7 @@ class WeightPrecision:
     @property
     def coarser(self) -> bool:
         """Whether it has fewer bits than the recipe wanted."""
-        return self.asked is not None and _bits(self.precision) < _bits(self.asked)
-
-
-def _bits(precision: str) -> int:
-    """Of ``int4 block 32`` or ``float16``."""
-    return int(precision.partition(" ")[0].lstrip("abcdefghijklmnopqrstuvwxyz"))
+        return self.asked is not None and bits_of(self.precision) < bits_of(self.asked)
 
 
 def quantize(
@@ -138,7 +133,7 @@ def _grouping(weight: Weight, rules: Sequence[dict[str, Any]]) -> Grouping | Non
         return Grouping(0, block if weight.width % block == 0 else _smaller(block, weight.width))
     granularity = rule.get("op_config", {}).get("weight_tensor_config", {}).get("granularity", "TENSORWISE")
     channels = {"DEPTHWISE_CONV_2D": len(weight.shape) - 1}.get(weight.operation, 0)
-    return Grouping(channels if str(getattr(granularity, "value", granularity)) == "CHANNELWISE" else None)
+    return Grouping(channels if _text(granularity) == "CHANNELWISE" else None)
 
 
 def _for_encoders(source: Path, recipe: Recipe) -> list[dict[str, Any]]:
@@ -180,16 +175,21 @@ def _asked(weight: Weight, rules: Sequence[dict[str, Any]]) -> str | None:
     if rule is None or rule["algorithm_key"] == "no_quantize":
         return None
     config = rule["op_config"]["weight_tensor_config"]
-    kind = "float" if str(getattr(config["dtype"], "value", config["dtype"])) == "FLOAT" else "int"
+    kind = "float" if _text(config["dtype"]) == "FLOAT" else "int"
     block = _block_of(rule)
     return f"{kind}{config['num_bits']}" + (f" block {block}" if block else "")
+
+
+def _text(value: Any) -> str:
+    """A word of a rule, which is text in JSON and a member of an enumeration in the library's own rules."""
+    return str(getattr(value, "value", value))
 
 
 def _dynamic(weight: Weight, rules: Sequence[dict[str, Any]]) -> bool:
     """Whether the recipe has integers multiplied with integers; a lookup multiplies nothing."""
     rule = _rule_for(weight, rules)
     precision = rule.get("op_config", {}).get("compute_precision") if rule else None
-    return str(getattr(precision, "value", precision)) == "INTEGER" and weight.operation != "EMBEDDING_LOOKUP"
+    return _text(precision) == "INTEGER" and weight.operation != "EMBEDDING_LOOKUP"
 
 
 def _replacements(source: Path, rules: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -225,7 +225,7 @@ def _smaller(block: int, width: int) -> int:
 def _block_of(rule: dict[str, Any]) -> int:
     """The block size a rule asks for, 0 when it is not blockwise."""
     config = rule.get("op_config", {}).get("weight_tensor_config", {})
-    granularity = str(getattr(config.get("granularity"), "value", config.get("granularity", "")))
+    granularity = _text(config.get("granularity", ""))
     if granularity.startswith("BLOCKWISE_"):
         return int(granularity.removeprefix("BLOCKWISE_"))
     return int(config.get("block_size", 0))

@@ -146,7 +146,12 @@ class Storage:
     @property
     def bits(self) -> int:
         """Of each value."""
-        return int(self.kind.lstrip("abcdefghijklmnopqrstuvwxyz"))
+        return bits_of(self.kind)
+
+
+def bits_of(precision: str) -> int:
+    """Of each value: of ``int4 block 32`` or ``float16``."""
+    return int(precision.partition(" ")[0].lstrip("abcdefghijklmnopqrstuvwxyz"))
 
 
 def storage_of(weight: Weight, name: str) -> Storage:

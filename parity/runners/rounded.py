@@ -15,6 +15,7 @@ from models.authoring.by_stage import ModelByStage
 from models.authoring.family import Family
 from models.authoring.stored import names_of_each
 from parity.convert.rounding import LARGEST, Grouping
+from parity.convert.stored import bits_of
 from parity.runners.reauthored import Reauthored
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _round_weight(weight: Tensor, precision: str) -> None:
             rows.copy_(rows.half())
         elif kind.startswith("int"):
             largest = whole if whole is not None else _tensor(Grouping(0, block).largest(rows.numpy()))
-            step = (largest / LARGEST[int(kind.removeprefix("int"))]).clamp(min=_SMALLEST)
+            step = (largest / LARGEST[bits_of(kind)]).clamp(min=_SMALLEST)
             if block:
                 step = step.half().float().clamp(min=_SMALLEST)  # as they are stored
             rows.copy_((rows / step).round_().mul_(step))
