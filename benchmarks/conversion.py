@@ -9,6 +9,7 @@ ones, which take minutes, are run once.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -72,8 +73,8 @@ def _bench(folder: Path, prefills: Sequence[int], cache: int, *extra: str) -> di
         return {rung["name"]: rung["made"] for rung in json.loads(path.read_text())["rungs"]}
 
 
-def seconds_to_store(folder: Path) -> float:
-    """Seconds to read what is stored and to write it as float32, which no way to convert can do without."""
+def seconds_to_store(folder: Path) -> tuple[float, float]:
+    """Seconds to read what is stored and to write it as float32, until the system has it and until the disk has it."""
     import torch
 
     torch.set_num_threads(1)  # as a conversion does
@@ -82,27 +83,30 @@ def seconds_to_store(folder: Path) -> float:
         with (Path(scratch) / "weights").open("wb") as file:
             for tensor in checkpoint.values():
                 tensor.float().numpy().tofile(file)
-        return time.perf_counter() - began
+            written = time.perf_counter() - began
+            os.fsync(file)
+        return written, time.perf_counter() - began
 
 
 def growth(few: int, many: int, folders: dict[int, Path]) -> str:
     """What more layers cost, and what writing their weights costs by itself, measured in turn on the same disk."""
-    converted: dict[int, list[float]] = {few: [], many: []}
-    stored: dict[int, list[float]] = {few: [], many: []}
+    seconds: dict[int, list[tuple[float, float, float]]] = {few: [], many: []}
     sizes = {}
     for _ in range(ROUNDS):
         for depth in (few, many):
             (made,) = _bench(folders[depth], PREFILLS[:2], 128, "--rounds", "1")["float"]
-            converted[depth].append(made["seconds"])
-            stored[depth].append(seconds_to_store(folders[depth]))
+            seconds[depth].append((made["seconds"], *seconds_to_store(folders[depth])))
             sizes[depth] = made["bytes"] / 1e6
-    longer, by_itself = (
-        statistics.median(seconds[many]) - statistics.median(seconds[few]) for seconds in (converted, stored)
-    )
+    medians = {
+        depth: [statistics.median(each) for each in zip(*found, strict=True)] for depth, found in seconds.items()
+    }
+    longer, written, synced = (more - less for less, more in zip(medians[few], medians[many], strict=True))
+    size = sizes[many] - sizes[few]
     return (
-        f"From {few} to {many} layers a conversion takes {longer:.2f} s longer; reading the weights that are more and\n"
-        f"writing them as float32, {sizes[many] - sizes[few]:.0f} MB, takes {by_itself:.2f} s by itself (medians of\n"
-        f"{ROUNDS}, in turn). The rest is the graph: names, tables and operators of {many - few} layers, three times."
+        f"From {few} to {many} layers a conversion takes {longer:.2f} s longer. Reading the weights that are more\n"
+        f"and writing them as float32, {size:.0f} MB, takes {written:.2f} s by itself until the system has them in\n"
+        f"memory, {synced:.2f} s until the disk has them (medians of {ROUNDS}, in turn). The rest is names,\n"
+        f"tables and operators of {many - few} layers, in three signatures."
     )
 
 

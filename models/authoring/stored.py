@@ -36,7 +36,9 @@ class StoredModel:
         with Checkpoint(folder) as checkpoint:
             self._operations = list(family.weight_map_of(self.config, checkpoint))
             headers = {name: checkpoint[name].to("meta") for name in checkpoint}
-        load_weights(self.build(), self._operations, headers)
+        model = self.build()
+        load_weights(model, self._operations, headers)
+        self._names = names_of_each(model)
 
     def build(self) -> Model:
         """The model on the meta device."""
@@ -48,7 +50,7 @@ class StoredModel:
         from torch import nn
 
         model = self.build()
-        for tied in names_of_each(model):
+        for tied in self._names:
             like = model.get_parameter(tied[0])
             room = nn.Parameter(torch.empty_like(like, device="cpu"), requires_grad=False)
             for name in tied:
@@ -61,7 +63,7 @@ class StoredModel:
 
         Asking raises ``CheckpointError`` for values that cannot be read, or are not finite.
         """
-        names = {name for tied in names_of_each(self.build()) for name in tied[:1]}
+        names = {tied[0] for tied in self._names}
         with ExitStack() as stack:
             yield _Values(self.folder, self._operations, names, stack)
 

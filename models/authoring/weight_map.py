@@ -7,6 +7,7 @@ produced exactly once; shapes, dtypes and finiteness are checked. The inverse wr
 from __future__ import annotations
 
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -324,12 +325,12 @@ def values_of(operation: Operation, source: Mapping[str, Tensor]) -> dict[str, T
     Raises:
         CheckpointError: values that are not finite, or cannot be read.
     """
-    tensors = [_consume(source, set(source), name) for name in operation.sources]
+    tensors = [_read(source, name) for name in operation.sources]
     values = dict(zip(operation.targets, operation.apply(*tensors), strict=True))
     if isinstance(operation, Tie):
         values[operation.alias] = values[operation.target]
         for copy in source.keys() & set(operation.copies):
-            _require_equal(operation, tensors[0], copy, _consume(source, set(source), copy))
+            _require_equal(operation, tensors[0], copy, _read(source, copy))
     return values
 
 
@@ -387,11 +388,16 @@ def original_layout(model: nn.Module, operations: Iterable[Operation]) -> dict[s
 
 def _consume(source: Mapping[str, Tensor], left: set[str], name: str) -> Tensor:
     """Read a tensor that nobody has read yet, as float32."""
-    import torch
-
     if name in source and name not in left:
         raise CheckpointError(f"the weight map consumes {name} twice")
     left.discard(name)
+    return _read(source, name)
+
+
+def _read(source: Mapping[str, Tensor], name: str) -> Tensor:
+    """Read a tensor as float32."""
+    import torch
+
     if name not in source:
         near = difflib.get_close_matches(name, source, n=1)
         hint = f"; the nearest name it has is {near[0]}" if near else "; fetch the checkpoint again"
@@ -408,9 +414,7 @@ def _consume(source: Mapping[str, Tensor], left: set[str], name: str) -> Tensor:
 
 def _finite(tensor: Tensor) -> bool:
     """The least and the largest value are NaN if any is, and found without a copy."""
-    import torch
-
-    return not tensor.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+    return not tensor.numel() or all(math.isfinite(extreme) for extreme in tensor.aminmax())
 
 
 def assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -16,6 +16,7 @@ from parity.convert.internals import WEIGHT, Lowering
 from parity.convert.likeness import Parts, pattern
 from parity.convert.linking import Linker, Value
 from parity.convert.timings import Timings
+from parity.convert.writing import Writer
 
 if TYPE_CHECKING:
     from parity import isolated
@@ -50,17 +51,20 @@ def write_signatures(
     linker = Linker(len(signatures))
     total = sum(len(signature.entry.stages) for signature in signatures)
     done = 0
-    for signature in signatures:
-        linker.begin(signature.name)
-        known: dict[str, Value] = {}
-        samples = dict(signature.inputs)
-        for stage in signature.entry.stages:
-            progress(done, total)
-            composer.place(linker, stage, known, samples)
-            done += 1
-        linker.finish(known, signature.inputs, signature.entry.outputs)
-    with composer.timings.spent("writing"):
-        return linker.write(destination, metadata, values, progress)
+    with Writer(destination, values) as writer:
+        for signature in signatures:
+            linker.begin(signature.name)
+            known: dict[str, Value] = {}
+            samples = dict(signature.inputs)
+            for stage in signature.entry.stages:
+                progress(done, total)
+                composer.place(linker, stage, known, samples)
+                done += 1
+            linker.finish(known, signature.inputs, signature.entry.outputs)
+            if signature is signatures[0] and len(signatures) > 1:
+                linker.begin_writing(writer)
+        with composer.timings.spent("writing"):
+            return linker.write(writer, metadata, progress)
 
 
 class _Alone(nn.Module):

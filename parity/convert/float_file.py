@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -119,6 +120,7 @@ def prepare_converter() -> None:
     warnings.simplefilter("default")
     logging.getLogger().setLevel(logging.WARNING)
     gc.disable()  # this process ends with the conversion; collecting its many small graph objects costs a seventh of it
+    sys.setswitchinterval(5e-4)  # so that the thread that writes weights seldom waits for this one
     torch.set_num_threads(1)  # tracing computes nothing large, and other rungs may be running beside it
 
 

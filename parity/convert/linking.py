@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +21,15 @@ from parity.convert.constants import Constant
 from parity.convert.graphs import Graph
 from parity.convert.nodes import Node
 from parity.convert.stored import names_of
-from parity.convert.writing import write
+from parity.convert.writing import SMALL, Writer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from parity import isolated
 
+#: Bytes that a tensor, an operator or a buffer takes in a file, besides names and values.
+_ITEM = 64
+#: How much larger signatures may be, on average, than those before them.
+_SPARE = 1.5
 #: What a name stands for in a signature: the number of a tensor, or a constant that no operator has needed yet.
 Value = int | Constant
 
@@ -205,14 +206,17 @@ class Linker:
             self._subgraphs.append(subgraph)
         return self._called[graph]
 
-    def write(
-        self,
-        path: Path,
-        metadata: Mapping[str, bytes],
-        parameters: Mapping[str, Tensor],
-        progress: isolated.Progress,
-    ) -> tuple[str, ...]:
-        """Write the file; ``parameters`` are asked for by name, when their turn comes.
+    def begin_writing(self, writer: Writer) -> None:
+        """Have the constants written that the signatures need so far, behind room for the graphs of all."""
+        signatures = [signature for signature, _ in self._signatures]
+        items = sum(len(each.tensors) + len(each.operators) for each in signatures)
+        names = sum(len(tensor.name) for each in signatures for tensor in each.tensors)
+        kept = sum(constant.bytes for constant in self._buffers if constant.bytes <= SMALL)
+        size = kept + names + _ITEM * (items + len(self._buffers))
+        writer.begin(int(_SPARE * size * self._count / len(signatures)), self._buffers)
+
+    def write(self, writer: Writer, metadata: Mapping[str, bytes], progress: isolated.Progress) -> tuple[str, ...]:
+        """Write the file.
 
         ``metadata`` is said besides what the converter said of the graphs. Returns the names of the weights, in file
         order.
@@ -226,7 +230,7 @@ class Linker:
             subgraphs=[*(_subgraph(*each) for each in self._signatures), *self._subgraphs],
             signatureDefs=[_definition(number, *each) for number, each in enumerate(self._signatures)],
         )
-        write(path, model, list(self._buffers), {**self._metadata, **metadata}, parameters, progress)
+        writer.finish(model, list(self._buffers), {**self._metadata, **metadata}, progress)
         return names_of(model)
 
 

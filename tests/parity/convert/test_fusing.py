@@ -15,6 +15,7 @@ from tables import graphs_of, nodes_of, tables_of
 from parity.convert.fusing import fused
 from parity.convert.graphs import Graph
 from parity.convert.linking import Linker
+from parity.convert.writing import Writer
 
 RELU = schema.ActivationFunctionType.RELU
 
@@ -48,7 +49,8 @@ def numbers(making: Making, output: int, path: Path, *, fuse: bool, **inputs: An
     same = {name: name for name in making.inputs}
     linker.place("stage", graph, known, same, {"out": "out"}, {name: name for name in weights})
     linker.finish(known, list(same), ["out"])
-    linker.write(path, {}, weights, lambda *_: None)
+    with Writer(path, weights) as writer:
+        linker.write(writer, {}, lambda *_: None)
     return ran(path, "run", **inputs)["out"]
 
 

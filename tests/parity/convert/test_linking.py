@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from made_graphs import Making, ran
 from tables import counted, graphs_of, nodes_of, tables_of
 from torch import Tensor
 
-from parity.convert import writing
+from models.errors import CheckpointError
+from parity.convert import linking, writing
 from parity.convert.graphs import Graph
 from parity.convert.linking import Linker, Value
 from parity.convert.stored import names_of, read_file, weights_of
+from parity.convert.writing import Writer
 
 WIDTH = 96
 #: A block's weights, and a table that is multiplied with as well.
@@ -71,8 +74,8 @@ def head() -> Graph:
     return making.graph(out_0=product(making, x, making.weight("projection", *SHAPES["table"]), 4, 320))
 
 
-def linked(*, signatures: Mapping[str, tuple[str, ...]] | None = None) -> Linker:
-    """A model of three blocks; ``signatures`` name what each gives back."""
+def linked(*, signatures: Mapping[str, tuple[str, ...]] | None = None, early: Writer | None = None) -> Linker:
+    """A model of three blocks; ``signatures`` name what each gives back. ``early`` begins to write with the first."""
     wanted = signatures or {
         "prefill": ("kept_0", "kept_1", "kept_2"),
         "decode": ("logits", "kept_0", "kept_1", "kept_2"),
@@ -90,11 +93,14 @@ def linked(*, signatures: Mapping[str, tuple[str, ...]] | None = None) -> Linker
             linker.place(f"block_{layer}", middle, known, {"in_0": "hidden", "in_1": "mask"}, made, weights)
         linker.place("head", last, known, {"in_0": "hidden"}, {"out_0": "logits"}, {"projection": "table"})
         linker.finish(known, ["mask", "unused", "tokens"], outputs)
+        if early and name == next(iter(wanted)):
+            linker.begin_writing(early)
     return linker
 
 
 def write(linker: Linker, path: Path, values: Mapping[str, Tensor] | None = None, **metadata: bytes) -> Path:
-    linker.write(path, metadata, parameters() if values is None else values, lambda *_: None)
+    with Writer(path, parameters() if values is None else values) as writer:
+        linker.write(writer, metadata, lambda *_: None)
     return path
 
 
@@ -309,6 +315,67 @@ def test_weights_are_asked_for_one_at_a_time(file: Path, tmp_path: Path) -> None
         name for name, shape in SHAPES.items() if len(shape) == 2
     )
     assert again.read_bytes() == file.read_bytes()
+
+
+def write_early(path: Path, values: Mapping[str, Tensor]) -> Path:
+    """The file, begun with its first signature."""
+    with Writer(path, values) as writer:
+        linked(early=writer).write(writer, {}, lambda *_: None)
+    return path
+
+
+@pytest.mark.parametrize("reach", [writing._REACH, BYTES])
+def test_weights_are_written_while_signatures_are_linked(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach: int
+) -> None:
+    """Each once, behind room that graphs turn out not to need, inside of tables or outside; nothing else changes."""
+    monkeypatch.setattr(writing, "_REACH", reach)
+    source = OneAtATime()
+    early = write_early(tmp_path / "early.tflite", source)
+    assert max(Counter(name for name in source.asked if len(SHAPES[name]) == 2).values()) == 1
+    assert early.stat().st_size > file.stat().st_size
+    assert_right(early)
+    assert names_of(read_file(early)) == names_of(read_file(file))
+
+
+def test_graphs_that_outgrow_their_room_have_everything_written_again(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is the one that was not begun early."""
+    monkeypatch.setattr(linking, "_SPARE", 0.1)
+    assert write_early(tmp_path / "early.tflite", parameters()).read_bytes() == file.read_bytes()
+
+
+def test_a_weight_that_cannot_be_read_ends_the_file(tmp_path: Path) -> None:
+    """With its own message, whichever thread it was asked for by."""
+
+    class Torn(OneAtATime):
+        def __getitem__(self, name: str) -> Tensor:
+            if name == "blocks.1.up":
+                raise CheckpointError(f"{name} holds NaN")
+            return super().__getitem__(name)
+
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.up holds NaN"):
+        write_early(tmp_path / "early.tflite", Torn())
+
+
+def test_a_conversion_that_fails_stops_the_writing(tmp_path: Path) -> None:
+    """Nothing more is asked for once the writer is left."""
+    source, go_on = OneAtATime(), Event()
+
+    class Slow(OneAtATime):
+        def __getitem__(self, name: str) -> Tensor:
+            go_on.wait()
+            return source[name]
+
+    def fail(writer: Writer) -> None:
+        linked(early=writer)
+        Timer(0.1, go_on.set).start()
+        raise ArithmeticError("lowering failed")
+
+    with pytest.raises(ArithmeticError, match="lowering"), Writer(tmp_path / "model.tflite", Slow()) as writer:
+        fail(writer)
+    assert len(source.asked) == 1
 
 
 def single(making: Making, tmp_path: Path, *, keep: Mapping[str, int], copies: int = 1, **metadata: bytes) -> Path:
