@@ -19,6 +19,7 @@ from models.authoring.end_tokens import end_tokens
 from models.authoring.hf_config import HFConfig
 from models.errors import ModelError
 from parity import isolated
+from parity.compare.comparison import Comparison
 from parity.compare.limits import Limit, limits_for
 from parity.compare.roundings import least_floors
 from parity.compare.verdict import Edge, NoiseFloor, Output, Verdict, worst
@@ -29,7 +30,6 @@ from parity.errors import ParityError
 from parity.files import scratch_folder, write_whole
 from parity.golden import Reference
 from parity.ladder import fit
-from parity.pipeline import judge_rung
 from parity.runners.base import Guide, answer
 from parity.runners.litert import LiteRT
 from parity.runners.original import Original
@@ -212,8 +212,7 @@ def _ladder(draw: Draw, folder: Path, scratch: Path) -> dict[str, Any]:
     edges: list[Edge] = []
 
     def judge(name: str, trace: Trace) -> None:
-        limits = partial(_limits, name)
-        edges.extend(judge_rung(name, trace, reference, inputs, limits)[0])
+        edges.extend(Comparison.of(name, trace, reference, inputs).judged(partial(_limits, name)))
 
     judge("original", original)
     lengths = tuple(export.cache_length for export in exports)

@@ -17,12 +17,12 @@ from safetensors.numpy import save_file
 from models import registry
 from models.authoring.config import DecoderConfig, ModelConfig
 from models.authoring.hf_config import HFConfig
+from parity.compare.comparison import Comparison
 from parity.compare.limits import FLOAT_LIMITS, UNIT_ROUNDOFF, limits_for
 from parity.compare.roundings import encoder_roundings, least_floors, logit_roundings
 from parity.compare.verdict import NoiseFloor, Verdict
 from parity.golden import GoldenStore, Reference
 from parity.inputs import Inputs, TokenizedPrompt
-from parity.pipeline import judge_rung
 from parity.runners.base import Runner, answer
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
@@ -146,8 +146,8 @@ def trace_of(runner: Runner, inputs: Inputs) -> Trace:
 
 def verdict_of(reference: Reference, folder: Path, inputs: Inputs) -> Verdict:
     trace = trace_of(Reauthored("llama", folder, (64,)), inputs)
-    edges, _ = judge_rung("reauthored", trace, reference, inputs, lambda _: limits_for("reauthored"))
-    return edges[-1].verdict
+    comparison = Comparison.of("reauthored", trace, reference, inputs)
+    return comparison.judged(lambda _: limits_for("reauthored"))[-1].verdict
 
 
 def reference_of(folder: Path, inputs: Inputs) -> Reference:
