@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
+from parity.command_groups import cache, faults, golden
 from parity.options import (
+    EXIT_CODES,
+    FAILED,
+    INCONCLUSIVE,
+    MISUSED,
+    PASSED,
     EncoderRecipe,
     GoldenDir,
     HtmlFile,
@@ -28,12 +34,12 @@ from parity.options import (
     WeightsOption,
     complete_models,
     complete_recipes,
+    reporter,
+    select,
 )
 
 if TYPE_CHECKING:
-    from models.registry import Model
     from parity.artifacts.cache import ArtifactCache
-    from parity.progress import Reporter
     from parity.report.record import Report
 
 app = typer.Typer(
@@ -43,16 +49,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-golden_app = typer.Typer(help="Recordings that gate a conversion without the original.", no_args_is_help=True)
-app.add_typer(golden_app, name="golden")
-faults_app = typer.Typer(help="Real porting bugs, planted to see that they are caught.", no_args_is_help=True)
-app.add_typer(faults_app, name="faults")
-cache_app = typer.Typer(help="Converted files that are kept between runs.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
+app.add_typer(golden, name="golden")
+app.add_typer(faults, name="faults")
+app.add_typer(cache, name="cache")
 
-#: Exit codes, a contract.
-PASSED, FAILED, MISUSED, INCONCLUSIVE = 0, 1, 2, 3
-EXIT_CODES = {"PASS": PASSED, "FAIL": FAILED, "ERROR": INCONCLUSIVE}
 #: What the library makes of Ctrl-C; the contract has no such code.
 INTERRUPTED = 130
 
@@ -127,14 +127,14 @@ def check(
             remote_code=trust_remote_code,
             streamed=streamed,
         )
-        for model in _select(names)
+        for model in select(names)
     ]
     writers = _writers(json, markdown, html)
     console = Console()
     reports: list[Report] = []
     try:
         for request in requests:
-            reports.append(run(request, _reporter()))
+            reports.append(run(request, reporter()))
             terminal.render(reports[-1], console)
     finally:
         if len(reports) == len(requests):  # a file of fewer models than were asked for could say PASS
@@ -185,14 +185,14 @@ def bisect(
     if replay is not None:
         if name is not None:
             raise UsageError("--replay knows its model from the folder; leave MODEL out")
-        replayed = reproduction.replay(replay, _reporter())
+        replayed = reproduction.replay(replay, reporter())
         stages.render_replayed(replayed, console)
         raise typer.Exit(FAILED if replayed.bad else PASSED)
     if name is None:
         raise UsageError("parity bisect takes a MODEL, or --replay FOLDER")
     recipes = _expand(recipe)
     request = Request(
-        model=_select([name])[0],
+        model=select([name])[0],
         weights=weights,
         prompts=prompts,
         rungs=rung or (() if recipes else ("reauthored", "float")),
@@ -204,7 +204,7 @@ def bisect(
         remote_code=trust_remote_code,
     )
     writable(json, html)
-    found = run(request, _reporter(), output)
+    found = run(request, reporter(), output)
     for bisection in found:
         stages.render(bisection, console)
     about = {"model": request.name, "weights": weights, "prompts": request.prompt_set}
@@ -250,7 +250,7 @@ def convert(
     from parity.convert import export
 
     file = export.to_file(
-        _select([name])[0],
+        select([name])[0],
         weights,
         output,
         recipe=recipe,
@@ -259,7 +259,7 @@ def convert(
         cache_length=kv_cache,
         prefill_logits=verification,
         grids=grid or (),
-        reporter=_reporter(),
+        reporter=reporter(),
         cache=_cache(no_cache),
         audio_seconds=audio_seconds,
         plain=plain,
@@ -304,7 +304,7 @@ def generate(
     from parity.report.side_by_side import render_generation
 
     request = Request(
-        model=_select([name])[0],
+        model=select([name])[0],
         weights=weights,
         recipes=_expand(recipe),
         rungs=rung or (),
@@ -314,7 +314,7 @@ def generate(
     if image and MARKER not in text:
         text = MARKER * len(image) + text
     prompt = Prompt("prompt", text, "", audio=audio, images=tuple(image or ()))
-    results = run(request, prompt, tokens, _reporter())
+    results = run(request, prompt, tokens, reporter())
     render_generation(results, Console())
     raise typer.Exit(INCONCLUSIVE if any(result.cause for result in results) else PASSED)
 
@@ -344,7 +344,7 @@ def bench(
     from parity.report import costs
 
     request = Request(
-        model=_select([name])[0],
+        model=select([name])[0],
         weights=weights,
         prompts=prompts,
         rungs=rung or (),
@@ -355,7 +355,7 @@ def bench(
         remote_code=trust_remote_code,
     )
     writable(json, markdown)
-    measured = run(request, _reporter(), rounds=rounds, plain=plain)
+    measured = run(request, reporter(), rounds=rounds, plain=plain)
     costs.render(measured, Console())
     if json:
         write_json(json, measured.to_json())
@@ -400,7 +400,7 @@ def soak(
         seed=seed,
         draws=draws,
         draw=draw,
-        presets=tuple(found.name for found in _select(model)) if model else (),
+        presets=tuple(found.name for found in select(model)) if model else (),
         files_every=files_every,
         workers=workers,
         output=output,
@@ -418,7 +418,7 @@ def weight_map(name: OneModel, weights: WeightsOption = "tiny") -> None:
 
     from parity.mapping import render
 
-    render(_select([name])[0], weights, Console(), _reporter())
+    render(select([name])[0], weights, Console(), reporter())
 
 
 @app.command("report")
@@ -445,162 +445,6 @@ def rerender(
     raise typer.Exit(EXIT_CODES[overall(reports)])
 
 
-@golden_app.command("record")
-def golden_record(
-    names: Models,
-    weights: WeightsOption = "tiny",
-    prompts: Prompts = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace recordings that exist.")] = False,
-    golden_dir: GoldenDir = None,
-    trust_remote_code: RemoteCode = False,
-) -> None:
-    """Run the original and record it."""
-    from parity.golden import GoldenStore
-    from parity.pipeline import Request, record_golden
-
-    store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
-    for model in _select(names):
-        request = Request(model=model, weights=weights, prompts=prompts, remote_code=trust_remote_code)
-        recording = record_golden(request, store, _reporter(), overwrite=overwrite)
-        typer.echo(f"{recording.path}  {recording.size / 1e3:,.0f} kB")
-
-
-@golden_app.command("check")
-def golden_check(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", autocompletion=complete_models)] = None,
-    weights: WeightsOption = "tiny",
-    prompts: Prompts = None,
-    golden_dir: GoldenDir = None,
-) -> None:
-    """Check that recordings are there, fresh and used; without names, every preset's."""
-    from parity.errors import GoldenError
-    from parity.golden import GoldenStore
-    from parity.pipeline import Request, verify_golden
-
-    store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
-    problems = 0
-    for model in _select(names or ["all"]):
-        request = Request(model=model, weights=weights, prompts=prompts)
-        try:
-            verify_golden(request, store, _reporter())
-            typer.echo(f"fresh  {request.name}/{weights}/{request.prompt_set}")
-        except GoldenError as error:
-            problems += 1
-            typer.echo(f"ERROR  {error}", err=True)
-    for recording in store.unused():
-        problems += 1
-        typer.echo(f"ERROR  {recording.name} is used by no check; remove it with `parity golden prune --yes`", err=True)
-    raise typer.Exit(INCONCLUSIVE if problems else PASSED)
-
-
-@golden_app.command("list")
-def golden_list(golden_dir: GoldenDir = None) -> None:
-    """List what is recorded."""
-    from parity.golden import GoldenStore
-
-    store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
-    total = 0
-    for recording in store.all():
-        total += recording.size
-        typer.echo(f"{recording.name}  {recording.facts['positions']} positions  {recording.size / 1e3:,.0f} kB")
-    typer.echo(f"{total / 1e6:,.1f} MB in {store.folder}")
-
-
-@golden_app.command("prune")
-def golden_prune(
-    yes: Annotated[bool, typer.Option("--yes", help="Really remove; otherwise only say what would be.")] = False,
-    golden_dir: GoldenDir = None,
-) -> None:
-    """Remove recordings that no check reads."""
-    from parity.golden import GoldenStore
-
-    store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
-    unused = store.unused()
-    for recording in unused:
-        typer.echo(f"{'removed' if yes else 'would remove'}  {recording.name}")
-        if yes:
-            recording.path.unlink(missing_ok=True)
-            recording.sidecar.unlink(missing_ok=True)
-    if not unused:
-        typer.echo("every recording is used")
-
-
-@faults_app.command("list")
-def faults_list() -> None:
-    """List the faults: what each is, which rung is to blame, how many models can have it."""
-    from rich.console import Console
-
-    from parity.faults.commands import render_list
-
-    render_list(Console())
-
-
-@faults_app.command("run")
-def faults_run(
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", help="Plant in this model; repeatable; without, one of every architecture."),
-    ] = None,
-    fault: Annotated[
-        list[str] | None, typer.Option("--fault", help="Plant this fault, or this group of them; repeatable.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Write findings here as they come; those it has are not repeated."),
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the matrix.")] = None,
-) -> None:
-    """Plant every fault in every model that can have it, and see what `parity check` says."""
-    from rich.console import Console
-
-    from parity.faults.catalogue import subjects
-    from parity.faults.commands import carry_out, choose
-    from parity.faults.matrix import to_markdown
-    from parity.files import writable, write_whole
-
-    chosen, models = choose(fault or ()), _select(model) if model else subjects()
-    writable(output, markdown)
-    findings = carry_out(chosen, models, output, Console(stderr=True))
-    if markdown:
-        write_whole(markdown, to_markdown(chosen, findings, [model.name for model in models]))
-    caught = sum(finding.caught for finding in findings)
-    typer.echo(f"{caught} of {len(findings)} faults caught")
-    raise typer.Exit(PASSED if findings and caught == len(findings) else FAILED)
-
-
-@cache_app.command("list")
-def cache_list() -> None:
-    """List what is kept: what it is, its size, when it was made and last used."""
-    from rich.console import Console
-
-    from parity.artifacts.cache import ArtifactCache
-    from parity.artifacts.command import render_list
-
-    render_list(ArtifactCache.default(), Console())
-
-
-@cache_app.command("clear")
-def cache_clear(
-    older_than: Annotated[
-        float | None,
-        typer.Option("--older-than", min=0, metavar="DAYS", help="Only what was last used so many days ago."),
-    ] = None,
-) -> None:
-    """Remove what is kept, or what was not used for long. Runs that use it go on."""
-    from parity.artifacts.cache import ArtifactCache
-    from parity.artifacts.command import clear
-
-    typer.echo(clear(ArtifactCache.default(), older_than))
-
-
-def _select(names: Sequence[str]) -> list[Model]:
-    from models import registry
-
-    if "all" in names:
-        return list(registry.models())
-    return list({model.name: model for model in map(registry.get, names)}.values())
-
-
 def _expand(recipes: list[str] | None) -> Sequence[str]:
     from parity.convert.recipes import RECIPES
 
@@ -612,14 +456,6 @@ def _cache(no_cache: bool) -> ArtifactCache | None:
     from parity.artifacts.cache import ArtifactCache
 
     return None if no_cache else ArtifactCache.default()
-
-
-def _reporter() -> Reporter:
-    from rich.console import Console
-
-    from parity.progress import Reporter
-
-    return Reporter(Console(stderr=True))
 
 
 def _writers(json: Path | None, markdown: Path | None, html: Path | None) -> list[Callable[[Sequence[Report]], None]]:

@@ -1,11 +1,38 @@
-"""What several commands of the command line take: an option has one name, one meaning and one help text."""
+"""What commands of the command line share: an option has one name, one meaning and one help text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from models.registry import Model
+    from parity.progress import Reporter
+
+#: Exit codes, a contract.
+PASSED, FAILED, MISUSED, INCONCLUSIVE = 0, 1, 2, 3
+EXIT_CODES = {"PASS": PASSED, "FAIL": FAILED, "ERROR": INCONCLUSIVE}
+
+
+def select(names: Sequence[str]) -> list[Model]:
+    """The presets that are asked for by name, by another name or as all, each once."""
+    from models import registry
+
+    if "all" in names:
+        return list(registry.models())
+    return list({model.name: model for model in map(registry.get, names)}.values())
+
+
+def reporter() -> Reporter:
+    """Says on standard error what is being done."""
+    from rich.console import Console
+
+    from parity.progress import Reporter
+
+    return Reporter(Console(stderr=True))
 
 
 def complete_models(incomplete: str) -> list[str]:

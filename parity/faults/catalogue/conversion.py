@@ -18,7 +18,9 @@ def _before(place: str, indent: int, *lines: str) -> tuple[Rewrite, ...]:
 
 def _between(place: str, condition: str, *lines: str) -> tuple[Rewrite, ...]:
     """``lines`` before a ``place``, for signatures of several stages: between stages lie what these faults break."""
-    return _before(place, 12, f"if len(signature.entry.stages) > 1 and {condition}:", *(f"    {line}" for line in lines))
+    return _before(
+        place, 12, f"if len(signature.entry.stages) > 1 and {condition}:", *(f"    {line}" for line in lines)
+    )
 
 
 def _converted(*lines: str) -> tuple[Rewrite, ...]:
