@@ -30,8 +30,10 @@ SHAPE = "smollm-135m"
 DEPTHS = (3, 6, 12, 24, 48)
 PREFILLS = (16, 64, 128, 256)
 CACHE = 320
-#: How often a composed conversion is run.
-ROUNDS = 5
+#: How often a composed conversion is run, and how often where two of them are subtracted.
+ROUNDS, MORE_ROUNDS = 5, 11
+#: Seconds until a conversion has lowered its first signature and begins to write.
+BEFORE_WRITING = 3.0
 
 
 @dataclass(frozen=True)
@@ -73,26 +75,37 @@ def _bench(folder: Path, prefills: Sequence[int], cache: int, *extra: str) -> di
         return {rung["name"]: rung["made"] for rung in json.loads(path.read_text())["rungs"]}
 
 
-def seconds_to_store(folder: Path) -> tuple[float, float]:
-    """Seconds to read what is stored and to write it as float32, until the system has it and until the disk has it."""
+def seconds_to_store(folder: Path) -> list[float]:
+    """What ``store`` prints, from a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "store", folder], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def store(folder: str) -> None:
+    """Print the seconds to read what is stored and to write it as float32, until the system and until the disk has it.
+
+    In a process of its own, as far into it as conversions begin to write: the system gives memory that another process
+    has just given back at a fifth of the price.
+    """
     import torch
 
     torch.set_num_threads(1)  # as a conversion does
-    with tempfile.TemporaryDirectory() as scratch, Checkpoint(folder) as checkpoint:
+    time.sleep(BEFORE_WRITING)
+    with tempfile.TemporaryDirectory() as scratch, Checkpoint(Path(folder)) as checkpoint:
         began = time.perf_counter()
         with (Path(scratch) / "weights").open("wb") as file:
             for tensor in checkpoint.values():
                 tensor.float().numpy().tofile(file)
             written = time.perf_counter() - began
             os.fsync(file)
-        return written, time.perf_counter() - began
+        sys.stdout.write(json.dumps([written, time.perf_counter() - began]))
 
 
 def growth(few: int, many: int, folders: dict[int, Path]) -> str:
     """What more layers cost, and what writing their weights costs by itself, measured in turn on the same disk."""
     seconds: dict[int, list[tuple[float, float, float]]] = {few: [], many: []}
     sizes = {}
-    for _ in range(ROUNDS):
+    for _ in range(MORE_ROUNDS):
         for depth in (few, many):
             (made,) = _bench(folders[depth], PREFILLS[:2], 128, "--rounds", "1")["float"]
             seconds[depth].append((made["seconds"], *seconds_to_store(folders[depth])))
@@ -105,8 +118,8 @@ def growth(few: int, many: int, folders: dict[int, Path]) -> str:
     return (
         f"From {few} to {many} layers a conversion takes {longer:.2f} s longer. Reading the weights that are more\n"
         f"and writing them as float32, {size:.0f} MB, takes {written:.2f} s by itself until the system has them in\n"
-        f"memory, {synced:.2f} s until the disk has them (medians of {ROUNDS}, in turn). The rest is names,\n"
-        f"tables and operators of {many - few} layers, in three signatures."
+        f"memory, {synced:.2f} s until the disk has them (medians of {MORE_ROUNDS}, in turn, in processes of\n"
+        f"their own). The rest is names, tables and operators of {many - few} layers, in three signatures."
     )
 
 
@@ -134,8 +147,11 @@ def panels(across: str, rows: dict[int, Measured]) -> list[Panel]:
     ]
 
 
-def main() -> None:
-    """Measure, and write the section."""
+def main(what: str = "", *arguments: str) -> None:
+    """Measure, and write the section; or be one of the processes that are measured."""
+    if what:
+        {"store": store}[what](*arguments)
+        return
     by_depth, by_signatures = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         folders = {depth: Path(scratch) / f"layers_{depth}" for depth in DEPTHS}
@@ -172,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

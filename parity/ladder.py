@@ -34,8 +34,8 @@ from parity.runners.streamed_files import StreamedFiles
 from parity.weights import Weights
 from parity.weights.published import published
 
-#: Weights up to this size, in bytes, are converted while the original runs, each on one thread, which is faster than
-#: two threads in turn. Larger ones wait, so that memory holds only one of them.
+#: Rungs of weights up to this size, in bytes, have one thread each: the conversion runs beside them, and together that
+#: is faster than two threads in turn.
 SMALL_BYTES = 64_000_000
 
 ORIGINALS = ("original64", "original")
@@ -133,7 +133,7 @@ class Ladder:
 
     @property
     def small(self) -> bool:
-        """Whether the weights are small enough to do two things at once."""
+        """Whether a rung gains nothing from a second thread."""
         return self.weights.size <= SMALL_BYTES
 
     @property
@@ -143,8 +143,11 @@ class Ladder:
 
     @contextmanager
     def converting(self) -> Iterator[Making[FloatFile] | None]:
-        """The first float file, found or under way, when files are wanted and the model is small; for the block."""
-        if not (self.plan.files and self.small) or self.streaming:
+        """The first float file, found or under way while the rungs above it run, when files are wanted; for the block.
+
+        It takes one thread, and of memory no more than a weight at a time, however large the model is.
+        """
+        if not self.plan.files or self.streaming:
             yield None
             return
         with self._conversion(self.exports[0]) as making:

@@ -16,12 +16,11 @@ from parity.errors import RungError, UsageError
 
 #: What a job takes before it holds any weights: the libraries, and what they keep.
 BASE = 700_000_000
-#: What a conversion takes beside the weights.
+#: What a conversion takes, beside a weight at a time, while the rungs above the file run; measured 0.7 GB.
 CONVERTER = 1_500_000_000
 #: Bytes for each parameter while a rung runs whole, from the figures in docs/performance.md: the oracle and the float32
-#: rungs hold the stored weights beside their own while they load; the runtime holds several copies.
-#: "converting" is from before the converter read weights one at a time, and too much until it is measured again.
-WHOLE = {"original64": 10, "original": 6, "reauthored": 6, "converting": 13, "float": 13, "weight_only_int8": 18}
+#: rungs hold the stored weights beside their own while they load; the runtime holds several copies, as quantizing does.
+WHOLE = {"original64": 10, "original": 6, "reauthored": 6, "converting": 0, "float": 13, "weight_only_int8": 18}
 #: The same for each parameter of the largest stage. What the oracle reads is converted in small pieces.
 BY_STAGE = {"original64": 8, "original": 6, "reauthored": 6, "converting": 6}
 #: What a quantizer takes for each parameter of a piece that is not cut further, beside the converter's libraries.

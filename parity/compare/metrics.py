@@ -22,6 +22,9 @@ NEAR_TIE = 0.1
 #: part of it. Rounding is as large as what was added, not as what is left: where nearly all of it cancels, the error
 #: relative to the rest has no bound, and a floor taken there would hide mistakes at every other position.
 FAINT = 0.1
+#: Logits that are looked at together, whole positions of them: what is worked out on the way stays in the processor's
+#: cache, and takes no memory however long a prompt is.
+TOGETHER = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,18 @@ def compare_positions(reference: Logits, candidate: Logits) -> PositionErrors:
         raise ValueError(f"shapes {reference.shape} and {candidate.shape} cannot be compared")
     if not reference.size:
         raise ValueError("nothing to compare")
+    rows = max(1, TOGETHER // reference.shape[1])
+    starts = range(0, len(reference), rows)
+    return concatenate(_compare(reference[start : start + rows], candidate[start : start + rows]) for start in starts)
+
+
+def _compare(reference: Logits, candidate: Logits) -> PositionErrors:
     ref, cand = reference.astype(np.float64), candidate.astype(np.float64)
     if not (np.isfinite(ref).all() and np.isfinite(cand).all()):
         raise ValueError("NaN or infinity in the logits")
     error = cand - ref
     log_p = log_softmax(ref)
-    top = min(5, ref.shape[1])
-    best = zip(np.argpartition(-ref, top - 1)[:, :top], np.argpartition(-cand, top - 1)[:, :top], strict=True)
+    best, others = _best(ref), _best(cand)
     return PositionErrors(
         squared_error=np.square(error).sum(axis=1),
         squared_reference=np.square(ref).sum(axis=1),
@@ -74,11 +82,20 @@ def compare_positions(reference: Logits, candidate: Logits) -> PositionErrors:
         abs_error_max=np.abs(error).max(axis=1),
         kl=_kl(log_p, log_softmax(cand)),
         same_top1=ref.argmax(axis=1) == cand.argmax(axis=1),
-        top5_overlap=np.asarray([len(np.intersect1d(a, b, assume_unique=True)) / top for a, b in best]),
-        margin=_margin(ref),
-        another_best=_another_best(log_p),
+        top5_overlap=np.asarray(
+            [len(np.intersect1d(a, b, assume_unique=True)) / len(a) for a, b in zip(best, others, strict=True)]
+        ),
+        margin=_margin(np.take_along_axis(ref, best, axis=1)),
+        another_best=_another_best(np.take_along_axis(log_p, best, axis=1)),
         vocabulary=np.full(len(ref), ref.shape[1]),
     )
+
+
+def _best(logits: Array) -> NDArray[np.intp]:
+    """The ids of the five best tokens, or of all if there are fewer; the very best ones last."""
+    first = max(0, logits.shape[1] - 5)
+    best = np.argpartition(logits, first, axis=1)[:, first:]
+    return np.take_along_axis(best, np.take_along_axis(logits, best, axis=1).argsort(axis=1), axis=1)
 
 
 def concatenate(parts: Iterable[PositionErrors]) -> PositionErrors:
@@ -113,23 +130,23 @@ def entropy(logits: Array) -> Array:
     return result
 
 
-def _margin(logits: Array) -> Array:
-    if logits.shape[1] == 1:
-        return np.full(len(logits), np.inf)
-    top = np.partition(logits, -2, axis=1)
-    result: Array = top[:, -1] - top[:, -2]
+def _margin(best: Array) -> Array:
+    """Between the two best of logits that are sorted, the best last."""
+    if best.shape[1] == 1:
+        return np.full(len(best), np.inf)
+    result: Array = best[:, -1] - best[:, -2]
     return result
 
 
-def _another_best(log_p: Array) -> Array:
+def _another_best(best: Array) -> Array:
     """The least KL(reference || q) at which the second best token catches up with the best, in nats.
 
-    Under ``q1 = q2``, ``-sum(p log q)`` is least where both are ``(p1 + p2) / 2`` and all others are as they were
-    (Lagrange); tokens further behind cost more.
+    ``best`` are log-probabilities of the reference, sorted, the best last. Under ``q1 = q2``, ``-sum(p log q)`` is
+    least where both are ``(p1 + p2) / 2`` and all others are as they were (Lagrange); tokens further behind cost more.
     """
-    if log_p.shape[1] == 1:
-        return np.full(len(log_p), np.inf)
-    two = np.partition(log_p, -2, axis=1)[:, -2:]
+    if best.shape[1] == 1:
+        return np.full(len(best), np.inf)
+    two = best[:, -2:]
     half = np.logaddexp(two[:, 0], two[:, 1]) - np.log(2)
     result: Array = (np.exp(two) * (two - half[:, None])).sum(axis=1)
     return result

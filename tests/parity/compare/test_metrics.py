@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from parity.compare import metrics
 from parity.compare.metrics import (
     NEAR_TIE,
     PositionErrors,
@@ -376,3 +377,32 @@ def test_positions_of_ordinary_size_are_relative_to_themselves() -> None:
     reference = np.array([[2.0, 0.0], [1.0, 0.0]])
     errors = compare_positions(reference, reference + np.array([[0.0, 0.0], [0.0, 0.1]]))
     assert worst_position_rel_l2(errors) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("together", [1, 7, 50, 10**6])
+def test_positions_are_looked_at_in_blocks_of_any_size(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, candidate = logits(9, 7, 0), logits(9, 7, 1)
+    expected = [compare_positions(reference[row : row + 1], candidate[row : row + 1]) for row in range(9)]
+    monkeypatch.setattr(metrics, "TOGETHER", together)
+    found = compare_positions(reference, candidate)
+    for field in fields(PositionErrors):
+        alone = [getattr(one, field.name)[0] for one in expected]
+        np.testing.assert_array_equal(getattr(found, field.name), alone, err_msg=field.name)
+
+
+def test_a_block_without_a_number_is_refused_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "TOGETHER", 7)
+    candidate = logits(9, 7, 1)
+    candidate[8, 3] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        compare_positions(logits(9, 7, 0), candidate)
+
+
+def test_the_margin_and_the_cost_of_another_best_are_of_the_two_best_tokens() -> None:
+    reference = np.array([[1.0, 5.0, 2.0, 4.0, 0.0, 3.0, -1.0], [5.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    found = compare_positions(reference, reference)
+    p = np.exp(log_softmax(reference[0]))
+    half = (p[1] + p[3]) / 2
+    np.testing.assert_array_equal(found.margin, [1.0, 0.0])
+    np.testing.assert_allclose(found.another_best[0], p[1] * np.log(p[1] / half) + p[3] * np.log(p[3] / half))
+    np.testing.assert_allclose(found.another_best[1], 0.0, atol=CANCELLATION)
