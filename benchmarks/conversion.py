@@ -1,9 +1,10 @@
 """Measure conversions: seconds and memory by depth and by number of signatures, composed and plain.
 
-    python benchmarks/conversion.py
+    python benchmarks/conversion.py sizes
+    python benchmarks/conversion.py growth
 
 SmolLM-135M's shape with more or fewer layers, drawn from a seed. Every conversion is a process of its own. The plain
-ones, which take minutes, are run once.
+ones, which take minutes, are run once. ``growth`` holds what more layers cost against what writing their weights does.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,26 +103,32 @@ def store(folder: str) -> None:
         sys.stdout.write(json.dumps([written, time.perf_counter() - began]))
 
 
-def growth(few: int, many: int, folders: dict[int, Path]) -> str:
+def growth(few: int, many: int) -> Iterator[str]:
     """What more layers cost, and what writing their weights costs by itself, measured in turn on the same disk."""
     seconds: dict[int, list[tuple[float, float, float]]] = {few: [], many: []}
-    sizes = {}
-    for _ in range(MORE_ROUNDS):
-        for depth in (few, many):
-            (made,) = _bench(folders[depth], PREFILLS[:2], 128, "--rounds", "1")["float"]
-            seconds[depth].append((made["seconds"], *seconds_to_store(folders[depth])))
-            sizes[depth] = made["bytes"] / 1e6
+    megabytes = {}
+    with drawn(few, many) as folders:
+        for _ in range(MORE_ROUNDS):
+            for depth in (few, many):
+                (made,) = _bench(folders[depth], PREFILLS[:2], 128, "--rounds", "1")["float"]
+                seconds[depth].append((made["seconds"], *seconds_to_store(folders[depth])))
+                megabytes[depth] = made["bytes"] / 1e6
+                say(f"{depth} layers: {seconds[depth][-1]}")
     medians = {
         depth: [statistics.median(each) for each in zip(*found, strict=True)] for depth, found in seconds.items()
     }
-    longer, written, synced = (more - less for less, more in zip(medians[few], medians[many], strict=True))
-    size = sizes[many] - sizes[few]
-    return (
-        f"From {few} to {many} layers a conversion takes {longer:.2f} s longer. Reading the weights that are more\n"
-        f"and writing them as float32, {size:.0f} MB, takes {written:.2f} s by itself until the system has them in\n"
-        f"memory, {synced:.2f} s until the disk has them (medians of {MORE_ROUNDS}, in turn, in processes of\n"
-        f"their own). The rest is names, tables and operators of {many - few} layers, in three signatures."
-    )
+    yield "## Conversion of more layers, against writing their weights\n"
+    yield f"`python benchmarks/conversion.py growth` ({machine()}): {SHAPE} with {few} and with {many} layers,"
+    yield "signatures as above. Writing is to read what is stored and to write it as float32, in a process that does"
+    yield f"nothing else, until the system and until the disk has it. Medians of {MORE_ROUNDS}, in turn.\n"
+    yield "| layers | file MB | conversion s | writing s | to the disk s |"
+    yield "|---:|---:|---:|---:|---:|"
+    rows = {str(depth): (megabytes[depth], medians[depth]) for depth in (few, many)}
+    more = [b - a for a, b in zip(medians[few], medians[many], strict=True)]
+    for name, (size, took) in {**rows, "more": (megabytes[many] - megabytes[few], more)}.items():
+        yield f"| {name} | {size:.0f} | {' | '.join(f'{each:.2f}' for each in took)} |"
+    yield f"\nMore layers cost {more[0] / more[1]:.2f} times what writing their weights does. That is done while"
+    yield "the second signature is lowered; what is left are their names, tables and operators in three signatures."
 
 
 def table(heading: str, rows: dict[int, Measured]) -> Iterator[str]:
@@ -147,44 +155,49 @@ def panels(across: str, rows: dict[int, Measured]) -> list[Panel]:
     ]
 
 
-def main(what: str = "", *arguments: str) -> None:
-    """Measure, and write the section; or be one of the processes that are measured."""
-    if what:
-        {"store": store}[what](*arguments)
-        return
-    by_depth, by_signatures = {}, {}
+@contextmanager
+def drawn(*depths: int) -> Iterator[dict[int, Path]]:
+    """Checkpoints of the shape with that many layers."""
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {depth: Path(scratch) / f"layers_{depth}" for depth in DEPTHS}
+        folders = {depth: Path(scratch) / f"layers_{depth}" for depth in depths}
         for depth, folder in folders.items():
             folder.mkdir()
             write_checkpoint(folder, model_of(depth), lambda _done, _total: None, tiny=False)
+        yield folders
+
+
+def sizes() -> Iterator[str]:
+    """Seconds and memory by depth and by number of signatures."""
+    by_depth, by_signatures = {}, {}
+    with drawn(*DEPTHS) as folders:
+        for depth, folder in folders.items():
             by_depth[depth] = measured(folder, PREFILLS[:2], 128)
             say(f"{depth} layers: {by_depth[depth]}")
-        more = growth(6, 48, folders)
-        say(more)
         for count in range(1, len(PREFILLS) + 1):
             by_signatures[count + 1] = measured(folders[12], PREFILLS[:count], CACHE)
             say(f"{count + 1} signatures: {by_signatures[count + 1]}")
-    write_section(
-        "conversion",
-        [
-            "## Conversion\n",
-            f"`python benchmarks/conversion.py` ({machine()}): the shape of {SHAPE} with more or fewer",
-            "layers, float32; `prefill_16`, `prefill_64` and `decode`, a cache of 128. Composed: median of",
-            f"{ROUNDS}; plain: once, just before.\n",
-            *table("layers", by_depth),
-            "",
-            more,
-            "",
-            draw("conversion-by-depth", panels("layers", by_depth)),
-            "",
-            f"By the number of signatures: 12 layers, prefills {', '.join(map(str, PREFILLS))} and `decode`,",
-            f"a cache of {CACHE}.\n",
-            *table("signatures", by_signatures),
-            "",
-            draw("conversion-by-signatures", panels("signatures", by_signatures)),
-        ],
-    )
+    yield "## Conversion\n"
+    yield f"`python benchmarks/conversion.py sizes` ({machine()}): the shape of {SHAPE} with more or fewer"
+    yield "layers, float32; `prefill_16`, `prefill_64` and `decode`, a cache of 128. Composed: median of"
+    yield f"{ROUNDS}; plain: once, just before.\n"
+    yield from table("layers", by_depth)
+    yield "\n" + draw("conversion-by-depth", panels("layers", by_depth)) + "\n"
+    yield f"By the number of signatures: 12 layers, prefills {', '.join(map(str, PREFILLS))} and `decode`,"
+    yield f"a cache of {CACHE}.\n"
+    yield from table("signatures", by_signatures)
+    yield "\n" + draw("conversion-by-signatures", panels("signatures", by_signatures))
+
+
+def main(what: str = "", *arguments: str) -> None:
+    """Measure, and write the section; or be one of the processes that are measured."""
+    sections = {"sizes": ("conversion", sizes), "growth": ("growth", lambda: growth(6, 48))}
+    if what == "store":
+        store(*arguments)
+    elif what in sections:
+        name, measure = sections[what]
+        write_section(name, measure())
+    else:
+        raise SystemExit(__doc__)
 
 
 if __name__ == "__main__":
