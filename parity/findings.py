@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -126,8 +126,12 @@ class Findings:
         )
         limits = partial(self._limits, rung.name, stored=bool(comparison.rounding))
         edges = comparison.judged(limits)
-        if rung.stored and self._may_be_the_recipes(rung, comparison.broken(limits)):
-            edges = self._held_to_the_recipe(rung, comparison, limits, reference, ladder)
+        if rung.stored and self._may_be_the_recipes(rung, edges, comparison.broken(limits)):
+            above = {edge.verdict for edge in self.edges if edge.candidate in FLOAT_RUNGS}
+            if above == {Verdict.PASS}:
+                edges = self._held_to_the_recipe(rung, comparison, limits, reference, ladder)
+            elif not above:  # nobody has seen that the port is sound, which is what the recipe would be run with
+                edges = _saying(edges, "with --rung reauthored as well it is held to what its recipe loses by itself")
         numbers = self._numbers(rung, recorded.trace.of(self.shared))
         cause = copied(numbers, self.digest, self.numbers, reference.floor, self.least)
         self.numbers.append(numbers)
@@ -135,14 +139,14 @@ class Findings:
         if comparison.generation.of:  # prompts made for situations are not generated from
             self.generation.append(asdict(comparison.generation))
 
-    def _may_be_the_recipes(self, rung: Rung, broken: set[str]) -> bool:
-        """Whether a quantized rung is off in nothing but what a recipe loses, on a sound float rung if there is one.
+    def _may_be_the_recipes(self, rung: Rung, edges: Sequence[Edge], broken: set[str]) -> bool:
+        """Whether a quantized rung fails in nothing but what a recipe loses.
 
-        Not if its file has fewer bits than the recipe wanted.
+        Not if its file has fewer bits than the recipe wanted, or if nobody knows how its weights should be rounded.
         """
-        above = {edge.verdict for edge in self.edges if edge.candidate in FLOAT_RUNGS}
-        as_wanted = not any(weight.coarser for weight in rung.stored)
-        return as_wanted and bool(broken) and broken <= OWN_LOSSES and above <= {Verdict.PASS}
+        failed = Verdict.ERROR not in {edge.verdict for edge in edges} and bool(broken) and broken <= OWN_LOSSES
+        known = all(weight.rounding or weight.precision == "float32" for weight in rung.stored)
+        return failed and known and not any(weight.coarser for weight in rung.stored)
 
     def _held_to_the_recipe(
         self, rung: Rung, comparison: Comparison, limits: Limits, reference: Reference, ladder: Ladder
@@ -151,9 +155,7 @@ class Findings:
         try:
             recorded = ladder.rounded(rung)
         except (ParityError, ModelError) as error:
-            said = f"what the recipe itself loses could not be found out: {error}"
-            edges = comparison.judged(limits)
-            return [replace(edge, cause=f"{edge.cause}; {said}") if edge.cause else edge for edge in edges]
+            return _saying(comparison.judged(limits), f"what the recipe itself loses could not be found out: {error}")
         expected = reference.trace.of(recorded.inputs)
         measured = measure(expected, recorded.trace, reference.floor, recorded.inputs, sampled=True)
         own = {output: own_loss_of(metrics, limits(output)) for output, metrics in measured.items()}
@@ -203,6 +205,11 @@ class Findings:
             cause=self.cause,
             streamed=self.streaming.to_json() if self.streaming else None,
         )
+
+
+def _saying(edges: Sequence[Edge], said: str) -> list[Edge]:
+    """The edges, those that have a cause with something more in it."""
+    return [replace(edge, cause=f"{edge.cause}; {said}") if edge.cause else edge for edge in edges]
 
 
 def _rung_record(rung: Rung) -> RungRecord:

@@ -116,9 +116,9 @@ class Job(Generic[T]):
         if kind == "crashed":
             raise RungError(f"{self.name} failed: {payload}")
         if kind == "done":
-            value, peak = payload
+            value, peak, ended = payload
             self._process.join()
-            return Finished(value, time.perf_counter() - self._began, peak)
+            return Finished(value, ended - self._began, peak)
         if on_progress:
             on_progress(*payload)
         return None
@@ -215,7 +215,9 @@ def _work(given: bytes | Callable[[Progress], Any], connection: Connection, log:
     try:
         function = pickle.loads(given) if isinstance(given, bytes) else given  # noqa: S301  (our own parent wrote it)
         value = function(lambda done, total: connection.send(("progress", (done, total))))
-        connection.send(("done", (value, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)))
+        # When it ended, by the clock that all processes share: its result may be taken much later.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        connection.send(("done", (value, peak, time.perf_counter())))
     except (ParityError, ModelError) as error:
         connection.send(("raised", error))
     except Exception as error:  # noqa: BLE001  (whatever it is becomes an ERROR verdict with its cause)

@@ -308,14 +308,15 @@ class Ladder:
                     self.artifacts.quantized_file(file, recipe, destination) as making,
                 ):
                     done.append(making.result(progress))
+            stored = [weight for finished in done for weight in finished.value]
             facts = {
                 "signatures": files[0].signatures,
                 "quantize_seconds": sum(finished.seconds for finished in done),
                 "cached": any(finished.cached for finished in done),
-                **summarize(done[0].value),
+                **summarize(stored),
                 **({"encoder_recipe": recipe.encoder.name} if recipe.encoder else {}),
             }
-            return replace(self._try_files(recipe.name, made, facts, guide), stored=tuple(done[0].value))
+            return replace(self._try_files(recipe.name, made, facts, guide), stored=tuple(stored))
         except (ParityError, ModelError) as error:
             return Rung(recipe.name, cause=str(error))
         finally:

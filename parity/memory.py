@@ -11,16 +11,27 @@ from typing import Any
 
 from models.authoring.config import EncoderDecoderConfig, ModelConfig
 from parity import isolated
-from parity.convert.cutting import MOST
+from parity.convert.cutting import CUT, MOST
+from parity.convert.recipes import RECIPES
 from parity.errors import RungError, UsageError
 
 #: What a job takes before it holds any weights: the libraries, and what they keep.
 BASE = 700_000_000
+#: What the process that compares and the server of jobs take beside it: 0.5 to 0.7 GB in docs/performance.md.
+BESIDE = 800_000_000
 #: What a conversion takes, beside a weight at a time, while the rungs above the file run; measured 0.7 GB.
 CONVERTER = 1_500_000_000
 #: Bytes for each parameter while a rung runs whole, from the figures in docs/performance.md: the oracle and the float32
 #: rungs hold the stored weights beside their own while they load; the runtime holds several copies, as quantizing does.
-WHOLE = {"original64": 10, "original": 6, "reauthored": 6, "converting": 0, "float": 13, "weight_only_int8": 18}
+#: Recipes that are not listed may be of the kind that takes most.
+WHOLE = {
+    "original64": 10,
+    "original": 6,
+    "reauthored": 6,
+    "converting": 0,
+    "float": 13,
+    **{name: 18 if name.startswith("weight_only") else 13 for name in RECIPES},
+}
 #: The same for each parameter of the largest stage. What the oracle reads is converted in small pieces.
 BY_STAGE = {"original64": 8, "original": 6, "reauthored": 6, "converting": 6}
 #: What a quantizer takes for each parameter of a piece that is not cut further, beside the converter's libraries.
@@ -29,10 +40,11 @@ QUANTIZING = 16
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters in all, and in the largest stage."""
+    """Parameters in all, in the largest stage, and in the largest piece that is made a file of."""
 
     parameters: int
-    largest: int
+    largest: int = 0
+    piece: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +90,16 @@ def streaming(
         return None
     there = available()
     # A parameter is stored in two bytes at least.
-    if asked is False or (asked is None and _whole(Size(stored // 2, 0), rungs, held) < there):
+    if asked is False or (asked is None and _whole(Size(stored // 2), rungs, held) < there):
         return None
     size = isolated.run("weighing", partial(_weigh, family, folder)).value
     whole = _whole(size, rungs, held)
     if not asked and whole < there:
         return None
-    expected = max(BY_STAGE.get(rung, 0) for rung in rungs) * size.largest + held + BASE
+    expected = max(BY_STAGE.get(rung, 0) for rung in rungs) * size.largest + BASE
     if "converting" in rungs:
-        expected = max(expected, QUANTIZING * min(size.largest, MOST) + held + CONVERTER)
+        expected = max(expected, QUANTIZING * size.piece + CONVERTER)
+    expected += held + BESIDE
     if expected > there:
         raise RungError(
             f"the largest stage alone has {size.largest / 1e6:.0f}M parameters and takes {_gb(expected)}, "
@@ -99,7 +112,7 @@ def streaming(
 def _whole(size: Size, rungs: Sequence[str], held: int) -> int:
     """Bytes at the peak of the most demanding rung."""
     beside = CONVERTER if "converting" in rungs else BASE
-    return max(WHOLE.get(rung, WHOLE["float"]) for rung in rungs) * size.parameters + held + beside
+    return max(WHOLE.get(rung, max(WHOLE.values())) for rung in rungs) * size.parameters + held + beside + BESIDE
 
 
 def _weigh(family: str, folder: Path, progress: isolated.Progress) -> Size:
@@ -110,7 +123,9 @@ def _weigh(family: str, folder: Path, progress: isolated.Progress) -> Size:
     progress(0, 1)
     model = ModelByStage(registry.family(family), folder)
     parameters = sum(parameter.numel() for parameter in model.model.parameters())
-    return Size(parameters, max(model.parameters_of(stage) for stage in model.stages))
+    stages = {stage: model.parameters_of(stage) for stage in model.stages}
+    pieces = (min(count, MOST) if stage in CUT else count for stage, count in stages.items())
+    return Size(parameters, max(stages.values()), max(pieces))
 
 
 def available() -> int:

@@ -48,12 +48,20 @@ class Making:
         self.constants[place] = Constant(values.shape, values.dtype.name, Literal(values.tobytes()))
         return place
 
-    def run(self, operator: str, inputs: Sequence[int], *shape: int, options: Any = None) -> int:
+    def run(
+        self, operator: str, inputs: Sequence[int], *shape: int, options: Any = None, dtype: str = "float32"
+    ) -> int:
         """What an operator makes of them, of this shape."""
-        return self.run_all(operator, inputs, [shape], options=options)[0]
+        return self.run_all(operator, inputs, [shape], options=options, dtype=dtype)[0]
 
     def run_all(
-        self, operator: str, inputs: Sequence[int], shapes: Sequence[Sequence[int]], *, options: Any = None
+        self,
+        operator: str,
+        inputs: Sequence[int],
+        shapes: Sequence[Sequence[int]],
+        *,
+        options: Any = None,
+        dtype: str = "float32",
     ) -> list[int]:
         """What an operator with several outputs makes."""
         number = getattr(schema.BuiltinOperator, operator)
@@ -62,7 +70,7 @@ class Making:
         if options is not None:
             table.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
             table.builtinOptions = options
-        made = [self.tensor(*shape) for shape in shapes]
+        made = [self.tensor(*shape, dtype=dtype) for shape in shapes]
         self.nodes.append(Node(table, code, tuple(inputs), tuple(made)))
         return made
 

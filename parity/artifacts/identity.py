@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -42,6 +43,8 @@ ORIGINALS = (
     "parity.runners",
     "parity.trace",
 )
+#: Beginnings of the variables that tell the libraries below PyTorch how to compute.
+_TOLD = ("ATEN_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TORCH_")
 
 
 def key_of(identity: Identity) -> str:
@@ -89,8 +92,14 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
 
 
 def versions() -> dict[str, str]:
-    """Of everything installed, because nobody knows what the converter calls in turn, and of Python and the machine."""
-    installed = {each.name: each.version for each in distributions() if each.name}
+    """Of everything installed, because nobody knows what the converter calls in turn, and of Python and the machine.
+
+    What is installed twice counts by what is imported, which comes first.
+    """
+    installed: dict[str, str] = {}
+    for each in distributions():
+        if each.name:
+            installed.setdefault(each.name, each.version)
     return {**installed, "python": platform.python_version(), "machine": platform.machine()}
 
 
@@ -126,12 +135,24 @@ def of_original(name: str, weights: Weights, inputs: Inputs, asked: Mapping[str,
         "weights": weights.sha256,
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
         "asked": _exactly(asked),
+        "arithmetic": _arithmetic(),
     }
 
 
 def of_tokens(prompts: PromptSet, weights: Weights) -> dict[str, Any]:
     """Of what a checkpoint's tokenizer makes of text."""
     return {"kind": "tokens", "beside": _beside(weights), "prompts": _plain(prompts)}
+
+
+def _arithmetic() -> dict[str, str]:
+    """What decides how PyTorch's libraries round besides their versions: what they are told, what the processor can."""
+    told = {name: value for name, value in os.environ.items() if name.startswith(_TOLD)}
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # another system
+        lines = [platform.processor()]
+    can = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0] if lines else "")
+    return {**told, "processor": hashlib.sha256(can.encode()).hexdigest()}
 
 
 def _beside(weights: Weights) -> dict[str, str]:

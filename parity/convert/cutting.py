@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-#: Parameters of a piece.
+#: The stages whose tables may be cut, for their rows have nothing to do with each other; and parameters of a piece.
+CUT = ("embed", "head")
 MOST = 100_000_000
 _NAME = re.compile(r"\.\d+:\d+$")
 
@@ -93,7 +94,7 @@ class Cutter:
     def pieces(self, stage: Stage) -> list[Piece]:
         """Those of a stage; none where it stays as it is."""
         if stage.name not in self._pieces:
-            self._pieces[stage.name] = list(self._cut(stage)) if stage.name in ("embed", "head") else []
+            self._pieces[stage.name] = list(self._cut(stage)) if stage.name in CUT else []
         return self._pieces[stage.name]
 
     def stage(self, whole: Stage, piece: Piece) -> Stage:

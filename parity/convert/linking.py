@@ -19,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import Constant
 from parity.convert.graphs import Graph
-from parity.convert.nodes import Node
+from parity.convert.nodes import Node, type_of
 from parity.convert.stored import names_of
 from parity.convert.writing import SMALL, Writer
 
@@ -92,7 +92,7 @@ class Linker:
                 known[inputs[name]] = self._now.inputs[inputs[name]] = tensor
             values[place] = known[inputs[name]]
         for node in graph.nodes:
-            taken = [values.get(place, -1) for place in node.inputs]
+            taken = [values[place] if place >= 0 else -1 for place in node.inputs]
             if (found := node.worked_out(taken, graph.tensors)) is not None:
                 values[node.outputs[0]] = found
             else:
@@ -105,7 +105,9 @@ class Linker:
         """The tensors that the node makes of the values; by an operator of its own, unless one has made them before."""
         signature = self._now
         taken = tuple(value if isinstance(value, int) else self._constant(value) for value in values)
-        key = (node.kind, taken, *(numbers[number] for number in node.calls.values()))
+        # What comes out says what an operator does where its options leave it open, such as the dtype of a CAST.
+        types = tuple(type_of(graph.tensors[place]) for place in node.outputs)
+        key = (node.kind, taken, types, *(numbers[number] for number in node.calls.values()))
         made = None if node.stateful else signature.made.get(key)
         if made is None:
             made = tuple(self._tensor(graph.tensors[place], f"{stage}/{graph.names[place]}") for place in node.outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -236,14 +237,11 @@ def summarize(found: list[WeightPrecision]) -> dict[str, Any]:
 
     ``rounding`` has the worst figures of any weight and names the weights that they are of.
     """
-    unique = {weight.name: weight for weight in found}  # every signature reads the same weights
-    counts: dict[str, int] = {}
-    for weight in unique.values():
-        counts[weight.precision] = counts.get(weight.precision, 0) + 1
+    # Every signature reads the same weights, and so do files of other cache lengths, if they have them alike.
+    unique = dict.fromkeys((weight.name, weight.asked, weight.precision) for weight in found)
+    counts = Counter(precision for _, _, precision in unique)
     exceptions = [
-        {"weight": name, "asked": weight.asked, "precision": weight.precision}
-        for name, weight in unique.items()
-        if weight.asked
+        {"weight": name, "asked": asked, "precision": precision} for name, asked, precision in unique if asked
     ]
     rounded = [(weight.name, weight.rounding) for weight in found if weight.rounding]
     worst = {
@@ -251,4 +249,4 @@ def summarize(found: list[WeightPrecision]) -> dict[str, Any]:
         for figure in ("steps", "coarseness")
         if rounded
     }
-    return {"weights": counts, "exceptions": exceptions, **({"rounding": worst} if worst else {})}
+    return {"weights": dict(counts), "exceptions": exceptions, **({"rounding": worst} if worst else {})}

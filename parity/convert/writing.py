@@ -18,6 +18,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import Constant
+from parity.errors import RungError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,6 +91,9 @@ class Writer:
     def _append(self, constant: Constant, gap: int) -> None:
         """Write a constant ``gap`` bytes behind the one before, its size just before it."""
         values = np.ascontiguousarray(constant.values(self._parameters)).reshape(-1).view(np.uint8)
+        if values.nbytes != constant.bytes:
+            name = constant.name or "a constant"
+            raise RungError(f"{name} has {values.nbytes} bytes, not {constant.bytes}; convert with --plain")
         self._file.write(struct.pack(f"<{gap - 4}xI", constant.bytes if constant.bytes < 2**32 else 0))
         self._file.write(values.data)
 

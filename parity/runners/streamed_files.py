@@ -114,14 +114,14 @@ class _Files:
                     names[number] = self.files[number].write(stage, path)
             for number, path in paths.items():
                 if names[number]:
-                    self._quantize(stage, path, names[number])
+                    self._quantize(stage, number, path, names[number])
                 self.sizes[f"{stage} {number}"] = path.stat().st_size
                 self.hashes[f"{stage} {number}"] = sha256_of([path])
                 self.programs[number].opened(Interpreter(str(path), num_threads=self.runner.threads))
                 stack.callback(self.programs[number].opened, None)
             yield
 
-    def _quantize(self, stage: str, path: Path, names: Sequence[str]) -> None:
+    def _quantize(self, stage: str, number: int, path: Path, names: Sequence[str]) -> None:
         """Put what the recipe makes of a file, whose weights have these names, in its place."""
         from parity.convert.quantize import quantization
 
@@ -134,7 +134,7 @@ class _Files:
         made = path.with_suffix(".quantized")
         found = quantization(path, names, recipe, made, part=True)(lambda _done, _total: None)
         made.replace(path)
-        self.stored[stage] = [replace(weight, name=base_name(weight.name)) for weight in found]
+        self.stored[f"{stage} {number}"] = [replace(weight, name=base_name(weight.name)) for weight in found]
 
     def facts(self) -> Mapping[str, Any]:
         """Size, hash and signatures of all files together, and how weights are stored: in short, and each by itself."""

@@ -17,11 +17,13 @@ from rich.console import Console
 from models import registry
 from parity import isolated, ladder, pipeline
 from parity.artifacts.making import Artifacts, Made, Making
+from parity.compare import verdict
 from parity.compare.limits import RECIPE_LIMITS
 from parity.compare.verdict import Verdict
 from parity.convert.float_file import FloatFile
 from parity.convert.quantize import WeightPrecision
 from parity.convert.recipes import Recipe
+from parity.convert.rounding import Rounding
 from parity.inputs import Inputs
 from parity.pipeline import Request, check
 from parity.progress import Reporter
@@ -61,7 +63,7 @@ def honest() -> Honest:
     return Honest(inputs[0], given)
 
 
-INT8 = WeightPrecision("head", "int8 channelwise")
+INT8 = WeightPrecision("head", "int8 channelwise", rounding=Rounding(0.5, 1.0))
 
 
 def checked(
@@ -94,7 +96,6 @@ def checked(
     monkeypatch.setattr(ladder, "record", answer)
     monkeypatch.setattr(Artifacts, "float_file", converted)
     monkeypatch.setattr(Artifacts, "quantized_file", quantized)
-    monkeypatch.setattr(ladder.Ladder, "small", False)  # or the conversion would begin beside the original
     return check(Request(model=MODEL, **request), QUIET)
 
 
@@ -351,9 +352,10 @@ def test_a_recipe_that_ruins_the_model_fails_however_faithful_its_file(
     [
         ({}, INT8),
         ({"float": everywhere(np.negative), "dynamic_int8": rounding(0.35, 1)}, INT8),
-        ({"dynamic_int8": rounding(0.35, 1)}, WeightPrecision("head", "int4 block 32", "int8")),
+        ({"dynamic_int8": rounding(0.35, 1)}, replace(INT8, precision="int4 block 32", asked="int8")),
+        ({"dynamic_int8": rounding(0.35, 1)}, replace(INT8, rounding=None)),
     ],
-    ids=["a sound file", "a float file that is off", "a weight with too few bits"],
+    ids=["a sound file", "a float file that is off", "a weight with too few bits", "a weight moved on purpose"],
 )
 def test_a_recipe_is_not_asked_where_it_cannot_be_the_reason(
     monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, Lie], stored: WeightPrecision
@@ -365,6 +367,27 @@ def test_a_recipe_is_not_asked_where_it_cannot_be_the_reason(
     report = checked(monkeypatch, honest, lies, stored)
     assert report.edges[-1].verdict is (Verdict.FAIL if lies else Verdict.PASS)
     assert not report.edges[-1].own_loss
+
+
+def test_a_recipe_is_no_reason_where_nobody_has_seen_that_the_port_is_sound(
+    monkeypatch: pytest.MonkeyPatch, honest: Honest
+) -> None:
+    """The recipe is run with the port: what a wrong one loses, it would lose there, too."""
+    lies = {"dynamic_int8": rounding(0.35, 1), IN_PYTORCH: rounding(0.35, 2)}
+    alone = checked(monkeypatch, honest, lies, rungs=("dynamic_int8",)).edges[-1]
+    assert (alone.candidate, alone.verdict, alone.own_loss) == ("dynamic_int8", Verdict.FAIL, {})
+    assert "with --rung reauthored as well" in str(alone.cause)
+    beside = checked(monkeypatch, honest, lies, rungs=("reauthored", "dynamic_int8")).edges[-1]
+    assert (beside.candidate, beside.verdict) == ("dynamic_int8", Verdict.PASS)
+
+
+def test_prompts_that_are_too_few_stay_too_few(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:
+    """A recipe excuses what a file loses, not that nobody can say what it loses."""
+    lies = {"dynamic_int8": rounding(0.35, 1), IN_PYTORCH: rounding(0.35, 2)}
+    monkeypatch.setattr(verdict, "_too_few_prompts", lambda *_: "too few")
+    monkeypatch.setattr(verdict, "_beyond_doubt", lambda *_: False)
+    edge = checked(monkeypatch, honest, lies).edges[-1]
+    assert (edge.candidate, edge.verdict, edge.cause, edge.own_loss) == ("dynamic_int8", Verdict.ERROR, "too few", {})
 
 
 def test_a_rung_that_is_skipped_is_an_error(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:

@@ -70,6 +70,16 @@ def test_a_real_segfault_is_contained() -> None:
     assert isolated.run("answering", _answer).value == 42
 
 
+def test_a_job_that_is_asked_late_took_no_longer() -> None:
+    """What others do meanwhile is not its time."""
+    began = time.perf_counter()
+    with isolated.Job("answering", _answer) as job:
+        assert job.connection.poll(60)
+        answering = time.perf_counter()
+        time.sleep(2)
+        assert job.result().seconds < answering - began + 1
+
+
 def test_silent_exit_is_an_error() -> None:
     """A process that just ends, even orderly, has no result."""
     with pytest.raises(RungError, match="without a result"):

@@ -24,6 +24,7 @@ def decided(monkeypatch: pytest.MonkeyPatch, asked: bool | None, there: int, nam
     config = model.family.config_from(HFConfig.load(weights.folder))
     monkeypatch.setattr(memory, "available", lambda: there)
     monkeypatch.setattr(memory, "BASE", 0)
+    monkeypatch.setattr(memory, "BESIDE", 0)
     return streaming(asked, model.family.name, weights.folder, config, ALL, weights.size, 0)
 
 
@@ -55,6 +56,26 @@ def test_the_largest_stage_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> No
     with Checkpoint(resolve(registry.get(NAME), "tiny").folder) as checkpoint:
         block = sum(tensor.numel() for name, tensor in checkpoint.items() if ".layers.0." in name)
     assert forced.expected == 8 * block
+
+
+def test_blocks_are_quantized_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tables are cut; a block larger than their pieces counts as it is."""
+    model, weights = registry.get(NAME), resolve(registry.get(NAME), "tiny")
+    size = memory._weigh(model.family.name, weights.folder, lambda *_: None)
+    with Checkpoint(weights.folder) as checkpoint:
+        counts = {name: tensor.numel() for name, tensor in checkpoint.items()}
+    block = sum(count for name, count in counts.items() if ".layers.0." in name)
+    table = counts["model.embed_tokens.weight"]
+    assert (size.largest, size.piece) == (max(block, table), max(block, table))
+    monkeypatch.setattr(memory, "MOST", 1)
+    assert memory._weigh(model.family.name, weights.folder, lambda *_: None).piece == block
+
+
+def test_a_recipe_that_nobody_has_measured_takes_as_much_as_any() -> None:
+    """One from a file may be of any kind."""
+    size = memory.Size(10**9)
+    mine, known, small = (memory._whole(size, ("float", rung), 0) for rung in ("mine", "weight_only_int8", "fp16"))
+    assert mine == known > small
 
 
 def test_an_encoder_and_a_decoder_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,14 @@ from models import registry
 from models.authoring.session import EncoderCall, SessionInputs
 from parity.artifacts import forms, identity
 from parity.artifacts.cache import DAMAGE
-from parity.artifacts.identity import key_of, of_conversion, of_quantization, sources, versions
+from parity.artifacts.identity import key_of, of_conversion, of_original, of_quantization, sources, versions
 from parity.convert.float_file import Export, FloatFile
 from parity.convert.quantize import WeightPrecision
 from parity.convert.recipes import get_recipe, with_encoder
 from parity.convert.rounding import Rounding
 from parity.convert.stages import StagedFile
 from parity.faults.planting import Rewrite, plant
+from parity.inputs import Inputs, TokenizedPrompt
 from parity.runners.stages import Layout
 from parity.weights import Weights, resolve
 
@@ -118,6 +119,30 @@ def test_versions_are_of_everything_installed() -> None:
     """Those of what converts among them, and of what it calls in turn."""
     found = {name.lower().replace("_", "-") for name in versions()}
     assert {"litert-torch", "litert-converter", "ai-edge-quantizer", "torch", "jax", "numpy", "python"} <= found
+
+
+def test_what_is_installed_twice_counts_by_what_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, version in (("first", "2.0"), ("second", "1.0")):
+        folder = tmp_path / place / f"twice_there-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: twice-there\nVersion: {version}\n")
+    for place in ("second", "first"):
+        monkeypatch.syspath_prepend(tmp_path / place)
+    assert versions()["twice-there"] == "2.0"
+
+
+def test_what_originals_compute_with_counts(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that is told to round otherwise is another original."""
+    (weights.folder / "model.safetensors").touch()
+    inputs = Inputs("set", "", "cd" * 32, "ef" * 32, (TokenizedPrompt("a", (1, 2), (3,)),))
+
+    def key() -> str:
+        return key_of(of_original("original", weights, inputs, {"threads": 1}))
+
+    before = key()
+    assert key() == before
+    monkeypatch.setenv("DNNL_DEFAULT_FPMATH_MODE", "BF16")
+    assert key() != before
 
 
 def test_sources_count_by_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from parity.convert.graphs import Graph
 from parity.convert.linking import Linker, Value
 from parity.convert.stored import names_of, read_file, weights_of
 from parity.convert.writing import Writer
+from parity.errors import RungError
 
 WIDTH = 96
 #: A block's weights, and a table that is multiplied with as well.
@@ -430,6 +431,23 @@ def test_options_tell_operators_apart(tmp_path: Path) -> None:
     made = ran(path, "run", x=values)
     for axis in (0, 1):
         np.testing.assert_array_equal(made[f"axis_{axis}_0"], np.concatenate([values, values], axis))
+
+
+def test_what_comes_out_tells_operators_apart(tmp_path: Path) -> None:
+    """A CAST says nowhere else what it casts to."""
+    making = Making()
+    x = making.given("x", 2)
+    outs = {dtype: making.run("CAST", [x], 2, dtype=dtype) for dtype in ("int32", "bool", "int64")}
+    made = ran(single(making, tmp_path, keep=outs), "run", x=np.float32([0, 3]))
+    for dtype in outs:
+        np.testing.assert_array_equal(made[f"{dtype}_0"], np.array([0, 3]).astype(dtype), strict=True)
+
+
+def test_a_constant_of_another_size_than_it_says_ends_the_file(tmp_path: Path) -> None:
+    """Or everything behind it would be somewhere else."""
+    values = {**parameters(), "table": parameters()["table"].double()}
+    with pytest.raises(RungError, match=r"table has \d+ bytes, not \d+; convert with --plain"):
+        write(linked(), tmp_path / "model.tflite", values)
 
 
 def test_a_file_asks_for_the_latest_runtime_of_its_stages(tmp_path: Path) -> None:

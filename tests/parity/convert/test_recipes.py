@@ -17,6 +17,7 @@ from parity import isolated
 from parity.convert.float_file import Export, FloatFile, convert
 from parity.convert.quantize import WeightPrecision, quantization, quantize, summarize
 from parity.convert.recipes import RECIPES, entries, get_recipe, weight_bits
+from parity.convert.rounding import Rounding
 from parity.convert.stored import Storage, read_file, storage_of, weights_of
 from parity.errors import RungError, UsageError
 from parity.weights import resolve
@@ -33,6 +34,17 @@ def apply(file: FloatFile, recipe: str, destination: Path) -> dict[str, Any]:
 def read(path: Path, names: Sequence[str]) -> list[Storage]:
     """How each weight of a file is stored."""
     return [storage_of(weight, name) for name, weight in zip(names, weights_of(read_file(path)), strict=True)]
+
+
+def test_files_of_every_cache_length_count() -> None:
+    """Of a weight that two files have alike, once; of one that they have differently, both."""
+    sound, coarse = Rounding(0.5, 1.0), Rounding(3.0, 1.0)
+    short = [WeightPrecision("a", "int8", rounding=sound), WeightPrecision("b", "int4 block 32", "int8", sound)]
+    long = [WeightPrecision("a", "int8", rounding=coarse), WeightPrecision("b", "int8", rounding=sound)]
+    found = summarize([*short, *long])
+    assert found["weights"] == {"int8": 2, "int4 block 32": 1}
+    assert found["exceptions"] == [{"weight": "b", "asked": "int8", "precision": "int4 block 32"}]
+    assert found["rounding"]["steps"] == (3.0, "a")
 
 
 @pytest.fixture(scope="module")
