@@ -77,10 +77,11 @@ A set of prompts that is too small to notice what a limit forbids is an ERROR ([
 
 A model may lose more to a recipe than the presets that these limits were measured on: rounded activations cost more
 where they have outliers, and add up over the layers. So a rung that is outside of its limits in nothing but these
-figures, while the float rung is sound, is held to what its **recipe by itself** loses. The re-authored model is run on
-the same prompts with every weight rounded as the file has it and, for a dynamic recipe, whatever is multiplied with a
-weight rounded to eight bits as the runtime does; nothing of the quantizer, the converter or the runtime is in it. The
-rung may then lose, of what counts as loss (disagreement, not agreement):
+figures, below a `reauthored` or `float` rung that was run and is sound, is held to what its **recipe by itself** loses.
+The re-authored model is run on the same prompts with every weight rounded as the file has it and, for a dynamic recipe,
+whatever is multiplied with a weight rounded to eight bits as the runtime does; nothing of the quantizer, the converter
+or the runtime is in it. Not where the file has fewer bits than the recipe wanted, the recipe moves weights on purpose,
+or the prompts are too few. The rung may then lose, of what counts as loss (disagreement, not agreement):
 
 {own}
 
