@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -521,6 +522,8 @@ class Running:
             text=True,
             env=environment(scratch),
             start_new_session=True,
+            # A shell has what it runs in the background ignore Ctrl-C, and with it whatever these tests start.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (nothing else is forked)
         )
 
     def __enter__(self) -> Self:
