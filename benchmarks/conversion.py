@@ -127,8 +127,7 @@ def growth(few: int, many: int) -> Iterator[str]:
     more = [b - a for a, b in zip(medians[few], medians[many], strict=True)]
     for name, (size, took) in {**rows, "more": (megabytes[many] - megabytes[few], more)}.items():
         yield f"| {name} | {size:.0f} | {' | '.join(f'{each:.2f}' for each in took)} |"
-    yield f"\nMore layers cost {more[0] / more[1]:.2f} times what writing their weights does. That is done while"
-    yield "the second signature is lowered; what is left are their names, tables and operators in three signatures."
+    yield f"\nMore layers cost {more[0] / more[1]:.2f} times what writing their weights does."
 
 
 def table(heading: str, rows: dict[int, Measured]) -> Iterator[str]:

@@ -33,7 +33,7 @@ from parity.weights import write_checkpoint
 MODEL = "smollm-135m"
 PREFILLS, CACHE = (16, 64), 128
 #: How often files are run, each in a process of its own, all in turn.
-ROUNDS = 3
+ROUNDS = 5
 #: Calls that a rate is the median of.
 CALLS = 20
 OURS, PLAIN, EXAMPLE, EXPORT_HF = "composed", "plain", "litert-torch's example", "export_hf"

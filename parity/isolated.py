@@ -215,8 +215,8 @@ def _work(given: bytes | Callable[[Progress], Any], connection: Connection, log:
     try:
         function = pickle.loads(given) if isinstance(given, bytes) else given  # noqa: S301  (our own parent wrote it)
         value = function(lambda done, total: connection.send(("progress", (done, total))))
-        # When it ended, by the clock that all processes share: its result may be taken much later.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # When it ended, by the clock that all processes share: its result may be taken much later.
         connection.send(("done", (value, peak, time.perf_counter())))
     except (ParityError, ModelError) as error:
         connection.send(("raised", error))

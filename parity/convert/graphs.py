@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import Constant, Literal, Parameter
 from parity.convert.fusing import fused
-from parity.convert.nodes import Node, type_of
+from parity.convert.nodes import Node, shape_of, type_of
 from parity.errors import RungError
 
 
@@ -27,6 +27,11 @@ class Graph:
     #: Graphs that operators of this one run, by the number that they call them.
     within: Mapping[int, Graph]
     model: Any
+
+    @cached_property
+    def types(self) -> Sequence[Hashable]:
+        """A shape and a dtype for each tensor, whatever the runtime has as one."""
+        return [(shape_of(each), each.type) for each in self.tensors]
 
     @cached_property
     def names(self) -> Sequence[str]:

@@ -19,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import Constant
 from parity.convert.graphs import Graph
-from parity.convert.nodes import Node, type_of
+from parity.convert.nodes import Node
 from parity.convert.stored import names_of
 from parity.convert.writing import SMALL, Writer
 
@@ -106,7 +106,7 @@ class Linker:
         signature = self._now
         taken = tuple(value if isinstance(value, int) else self._constant(value) for value in values)
         # What comes out says what an operator does where its options leave it open, such as the dtype of a CAST.
-        types = tuple(type_of(graph.tensors[place]) for place in node.outputs)
+        types = tuple(graph.types[place] for place in node.outputs)
         key = (node.kind, taken, types, *(numbers[number] for number in node.calls.values()))
         made = None if node.stateful else signature.made.get(key)
         if made is None:

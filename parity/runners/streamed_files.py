@@ -113,28 +113,29 @@ class _Files:
                     stack.callback(path.unlink, missing_ok=True)
                     names[number] = self.files[number].write(stage, path)
             for number, path in paths.items():
+                file = f"{stage} {number}"
                 if names[number]:
-                    self._quantize(stage, number, path, names[number])
-                self.sizes[f"{stage} {number}"] = path.stat().st_size
-                self.hashes[f"{stage} {number}"] = sha256_of([path])
+                    self.stored[file] = self._quantize(stage, path, names[number])
+                self.sizes[file] = path.stat().st_size
+                self.hashes[file] = sha256_of([path])
                 self.programs[number].opened(Interpreter(str(path), num_threads=self.runner.threads))
                 stack.callback(self.programs[number].opened, None)
             yield
 
-    def _quantize(self, stage: str, number: int, path: Path, names: Sequence[str]) -> None:
-        """Put what the recipe makes of a file, whose weights have these names, in its place."""
+    def _quantize(self, stage: str, path: Path, names: Sequence[str]) -> list[WeightPrecision]:
+        """Put what the recipe makes of a file, whose weights have these names, in its place; how they are stored."""
         from parity.convert.quantize import quantization
 
         recipe = self.runner.recipe
         if recipe is None:
-            return
+            return []
         signatures = self.files[0].stages.items()
         encodes = any(name.startswith("encode") and stage in dict(stages) for name, stages in signatures)
         recipe = recipe.encoder if encodes and recipe.encoder else replace(recipe, encoder=None)
         made = path.with_suffix(".quantized")
         found = quantization(path, names, recipe, made, part=True)(lambda _done, _total: None)
         made.replace(path)
-        self.stored[f"{stage} {number}"] = [replace(weight, name=base_name(weight.name)) for weight in found]
+        return [replace(weight, name=base_name(weight.name)) for weight in found]
 
     def facts(self) -> Mapping[str, Any]:
         """Size, hash and signatures of all files together, and how weights are stored: in short, and each by itself."""
