@@ -111,14 +111,21 @@ def stand_in_for_tensorflow() -> None:
     sys.modules["tensorflow.lite.python.schema_py_generated"] = schema_py_generated
 
 
-def quantized(source: Path, recipe: str, path: Path) -> Path:
-    """A file of litert-torch's after the recipe."""
+def quantized(source: Path, recipe: str, path: Path) -> bool:
+    """Whether the AI Edge Quantizer by itself makes a file of litert-torch's after the recipe.
+
+    It refuses a width that is no multiple of the recipe's block, where this project takes a smaller block.
+    """
     from ai_edge_quantizer.quantizer import Quantizer
 
     quantizer = Quantizer(str(source))
     quantizer.load_quantization_recipe(entries(RECIPES[recipe]))
-    quantizer.quantize().export_model(str(path), overwrite=True)
-    return path
+    try:
+        quantizer.quantize().export_model(str(path), overwrite=True)
+    except ValueError as error:
+        say(f"{path.name}: {error}")
+        return False
+    return True
 
 
 def run(path: str) -> None:
@@ -177,7 +184,8 @@ def tables(checkpoint: Path, folder: Path) -> Iterator[str]:
     for way, path in files.items():
         cost = f"{made[way].seconds:.1f} | {made[way].peak:.0f} | {path.stat().st_size / 1e6:.0f}"
         yield f"| {way} | {cost} | {ran[way].prefill:.0f} | {ran[way].decode:.1f} |"
-    yield "\nProportions of composed to the others, prefill and decode rates:\n"
+    yield "\nProportions of composed to the others, prefill and decode rates; a dash where the AI Edge Quantizer by"
+    yield "itself refuses the recipe:\n"
     yield f"| | {' | '.join(list(files)[1:])} |"
     yield "|---" * len(files) + "|"
     yield proportions("float32", ran)
@@ -186,17 +194,17 @@ def tables(checkpoint: Path, folder: Path) -> Iterator[str]:
         small = {way: folder / f"{path.stem}_{recipe}.tflite" for way, path in files.items()}
         by_parity(checkpoint, small[OURS], "--recipe", recipe)
         by_parity(checkpoint, small[PLAIN], "--recipe", recipe, "--plain")
-        for way in (EXAMPLE, EXPORT_HF):
-            quantized(files[way], recipe, small[way])
-        yield proportions(recipe, rates(small))
+        there = {OURS, PLAIN} | {way for way in (EXAMPLE, EXPORT_HF) if quantized(files[way], recipe, small[way])}
+        yield proportions(recipe, rates({way: path for way, path in small.items() if way in there}))
         for path in small.values():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def proportions(name: str, ran: dict[str, Rates]) -> str:
-    """A row of the second table."""
-    ours, *others = ran.values()
-    cells = [f"{ours.prefill / other.prefill:.2f}, {ours.decode / other.decode:.2f}" for other in others]
+    """A row of the second table; a dash where there is no such file."""
+    ours = ran[OURS]
+    others = [ran.get(way) for way in (PLAIN, EXAMPLE, EXPORT_HF)]
+    cells = [f"{ours.prefill / each.prefill:.2f}, {ours.decode / each.decode:.2f}" if each else "-" for each in others]
     return f"| {name} ({ours.prefill:.0f}, {ours.decode:.1f} a second) | {' | '.join(cells)} |"
 
 
