@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -178,8 +178,7 @@ class Ladder:
         Their generation is led along ``guide``, if there is one.
         """
         if self.plan.reauthored:
-            ours = Reauthored(*self._ours)
-            yield self._try(ours, {}, guide)
+            yield self._try("reauthored", partial(self._reauthored, guide), {})
         if not self.plan.files:
             return
         if self.streaming:
@@ -260,10 +259,21 @@ class Ladder:
         """What an earlier run of the original has recorded, or this one."""
         if self.remote_code or runner.folder != self.weights.folder:
             return self.run(runner, guide)  # code that nobody has hashed decides what it gives
-        asked = {"generate": self.generate, "guide": guide, "threads": runner.threads}
+        return self._recording(runner, guide, {"threads": runner.threads}, original=True)
+
+    def _reauthored(self, guide: Guide | None) -> Recorded:
+        """What an earlier run of the port has recorded, or this one."""
+        family, _, lengths, threads, end_tokens = self._ours
+        asked = {"family": family, "cache_lengths": lengths, "threads": threads, "end_tokens": sorted(end_tokens)}
+        return self._recording(Reauthored(*self._ours), guide, asked, original=False)
+
+    def _recording(
+        self, runner: Original | Reauthored, guide: Guide | None, asked: Mapping[str, Any], *, original: bool
+    ) -> Recorded:
         path = self.scratch / f"{runner.name}.safetensors"  # where ``record`` puts it
+        asked = {"generate": self.generate, "guide": guide, **asked}
         run = partial(self.run, runner, guide)
-        recorded = self.artifacts.original(runner.name, self.weights, self.inputs, asked, path, run)
+        recorded = self.artifacts.recording(runner.name, self.weights, self.inputs, asked, path, run, original=original)
         if recorded.cached:
             recorded.trace.check(self.inputs, self.config.vocab_size, runner.name, self.generate, guide)
         return recorded
@@ -276,11 +286,11 @@ class Ladder:
         with self.reporter.step("converting") as progress, under_way or self._conversion(export) as making:
             return making.result(progress)
 
-    def _try(self, runner: Runner, artifact: dict[str, Any], guide: Guide | None) -> Rung:
+    def _try(self, name: str, run: Callable[[], Recorded], artifact: dict[str, Any]) -> Rung:
         try:
-            return Rung(runner.name, self.run(runner, guide), artifact)
+            return Rung(name, run(), artifact)
         except (ParityError, ModelError) as error:
-            return Rung(runner.name, artifact=artifact, cause=str(error))
+            return Rung(name, artifact=artifact, cause=str(error))
 
     def _try_streamed(self, name: str, guide: Guide | None) -> Rung:
         """An exported rung whose stages are converted, run and deleted one after another."""
@@ -290,7 +300,7 @@ class Ladder:
         runner = StreamedFiles(
             name, family, folder, self.exports, self.threads, self.end_tokens, facts=facts, recipe=recipe
         )
-        rung = self._try(runner, self._about_files(), guide)
+        rung = self._try(name, partial(self.run, runner, guide), self._about_files())
         if rung.recorded is None:
             return rung
         found = json.loads(facts.read_text(encoding="utf-8"))
@@ -330,7 +340,8 @@ class Ladder:
             **self._about_files(),
             **facts,
         }
-        return self._try(LiteRT(name, tuple(paths), self.config, self.threads, self.end_tokens), artifact, guide)
+        runner = LiteRT(name, tuple(paths), self.config, self.threads, self.end_tokens)
+        return self._try(name, partial(self.run, runner, guide), artifact)
 
     def _about_files(self) -> dict[str, Any]:
         """What is to be said of exported files, whatever is in them."""

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,12 @@ BEST = 5
 
 #: Where in a prompt logits were computed: the whole prompt at once, or token by token through the cache.
 PHASES = ("prefill", "decode")
+#: When a stage is run.
+Phase = Literal["encode", "prefill", "decode"]
+#: In the order in which they come.
+STAGE_PHASES: tuple[Phase, ...] = ("encode", "prefill", "decode")
+#: The stage that stands for a file whose stages are all right and which is wrong nevertheless.
+SIGNATURES = "signatures"
 _STEPS = ("ids", "margins", "ends")
 
 Logits = NDArray[np.floating]

@@ -43,6 +43,8 @@ ORIGINALS = (
     "parity.runners",
     "parity.trace",
 )
+#: What a port records is decided by all of these.
+PORTS = ("models", *ORIGINALS)
 #: Beginnings of the variables that tell the libraries below PyTorch how to compute.
 _TOLD = ("ATEN_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TORCH_")
 
@@ -54,10 +56,11 @@ def key_of(identity: Identity) -> str:
 
 @dataclass(frozen=True)
 class Sources:
-    """SHA-256 over the sources that decide what is in ``files``, and what ``originals`` record."""
+    """SHA-256 over the sources that decide what is in ``files``, and what ``originals`` and ``ports`` record."""
 
     files: str
     originals: str
+    ports: str
 
 
 def sources() -> Sources | None:
@@ -65,8 +68,8 @@ def sources() -> Sources | None:
 
     ``None`` if it does not import them all from files as they are: then nobody can say what runs.
     """
-    files, originals = _sources(FILES), _sources(ORIGINALS)
-    return Sources(files, originals) if files and originals else None
+    files, originals, ports = map(_sources, (FILES, ORIGINALS, PORTS))
+    return Sources(files, originals, ports) if files and originals and ports else None
 
 
 def _sources(packages: Sequence[str]) -> str | None:
@@ -125,11 +128,11 @@ def of_quantization(source: str, names: Sequence[str], recipe: Recipe) -> dict[s
     }
 
 
-def of_original(name: str, weights: Weights, inputs: Inputs, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what the original ``name`` records of a checkpoint, asked so. Everything beside the weights counts as well."""
+def of_recording(name: str, weights: Weights, inputs: Inputs, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what the rung ``name`` records of a checkpoint, asked so. Everything beside the weights counts as well."""
     prompts = json.dumps([_exactly(prompt) for prompt in inputs.prompts], sort_keys=True)
     return {
-        "kind": "original",
+        "kind": "recording",
         "name": name,
         "beside": _beside(weights),
         "weights": weights.sha256,

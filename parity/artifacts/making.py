@@ -1,7 +1,7 @@
 """Making files once: taken from the cache if they are as this run would make them, else made by a job and kept.
 
-Kept are files, and where a ladder begins: the ids of its prompts, and what originals recorded of them. What a run says
-about them, and whatever a port or a file of it gives, it finds out anew.
+Kept are files, and what a ladder finds on its way to them: the ids of its prompts, and what the originals and the port
+recorded of them in PyTorch. Whatever a file gives, and all that is said about any rung, each run finds out anew.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from parity.artifacts.identity import (
     Sources,
     key_of,
     of_conversion,
-    of_original,
     of_quantization,
+    of_recording,
     of_tokens,
     sources,
     versions,
@@ -142,7 +142,7 @@ class Artifacts:
         keepsake.keep(isolated.Finished(inputs, 0.0, 0.0))
         return inputs
 
-    def original(
+    def recording(
         self,
         name: str,
         weights: Weights,
@@ -150,16 +150,20 @@ class Artifacts:
         asked: Mapping[str, Any],
         destination: Path,
         record: Callable[[], Recorded],
+        *,
+        original: bool,
     ) -> Recorded:
-        """What the original ``name`` records at ``destination`` of ``inputs``; its numbers depend on all that is
-        ``asked``."""
+        """What the rung ``name``, an ``original`` or the port, records at ``destination`` of ``inputs``.
+
+        Its numbers depend on all that is ``asked``.
+        """
         keepsake = Keepsake(
             self,
             _Wanted(
                 what=f"{name} of {weights.label}, {inputs.name}",
                 destination=destination,
-                sources=_of_originals,
-                identity=partial(of_original, name, weights, inputs, asked),
+                sources=_of_originals if original else _of_ports,
+                identity=partial(of_recording, name, weights, inputs, asked),
                 intact=partial(_intact, weights),
                 write=str,
                 read=forms.read_note,
@@ -307,6 +311,10 @@ def _of_files(code: Sources) -> str:
 
 def _of_originals(code: Sources) -> str:
     return code.originals
+
+
+def _of_ports(code: Sources) -> str:
+    return code.ports
 
 
 def _described(model: Model, weights: Weights, export: Export) -> str:

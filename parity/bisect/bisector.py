@@ -17,10 +17,7 @@ from parity import isolated
 from parity.bisect.jobs import FileSide, ReauthoredSide
 from parity.bisect.watching import Sample
 from parity.compare.bisect import (
-    SIGNATURES,
-    STAGE_PHASES,
     Bisection,
-    Phase,
     Place,
     StageErrors,
     broken_stages,
@@ -36,6 +33,7 @@ from parity.errors import RungError
 from parity.ladder import Ladder
 from parity.runners.boundaries import measure_original, record_boundaries
 from parity.runners.original import Original
+from parity.trace import SIGNATURES, STAGE_PHASES, Phase
 from parity.weights.published import published
 
 T = TypeVar("T")

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from parity.bisect.bisector import Bisector, Found
-from parity.compare.bisect import STAGE_PHASES, Phase
 from parity.compare.verdict import ENCODER, Edge, Verdict, furthest_off, worst
 from parity.errors import RungError
 from parity.ladder import Ladder, Plan, Rung
 from parity.runners.base import shortest
-from parity.trace import Trace
+from parity.trace import STAGE_PHASES, Phase, Trace
 
 #: What an edge of an encoder can be blamed on.
 _ENCODING: tuple[Phase, ...] = ("encode",)

@@ -14,7 +14,7 @@ import numpy as np
 from parity import isolated
 from parity.bisect.bisector import Found
 from parity.bisect.watching import tensor_errors
-from parity.compare.bisect import SIGNATURES, Measured
+from parity.compare.bisect import Measured
 from parity.convert.float_file import Export, FloatFile, for_export, write_file
 from parity.convert.quantize import quantize
 from parity.convert.recipes import get_recipe, with_encoder
@@ -23,6 +23,7 @@ from parity.files import scratch_folder, whole_folder
 from parity.progress import Reporter
 from parity.runners.driver import Tensor
 from parity.runners.stages import refusals, signature_name, torch_stages
+from parity.trace import SIGNATURES
 from parity.weights import Weights, kind_of, resolve
 
 Tensors = Mapping[str, Tensor]

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from models.authoring.config import ModelConfig, VisionLanguageConfig, WindowedVisionConfig
 from models.authoring.session import grid_of
-from parity.compare.bisect import SIGNATURES, Place, RowErrors, Tally, compare_rows
+from parity.compare.bisect import Place, RowErrors, Tally, compare_rows
 from parity.files import whole_file
 from parity.inputs import TokenizedPrompt
 from parity.runners.boundaries import Rows
 from parity.runners.driver import Tensor
 from parity.runners.stages import Call, Stages
+from parity.trace import SIGNATURES
 
 #: Tensors that are rows of the stream, or become so: their first two axes count rows.
 _ROWS = ("hidden", "encoded", "logits", "cross_k_", "cross_v_")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 from models.authoring.stage import stage_of
 from parity.compare.limits import SIBLING_RATIO, STORED_LIMITS, UNIT_ROUNDOFF, Limit
 from parity.compare.metrics import Array
-
-Phase = Literal["encode", "prefill", "decode"]
-#: In the order in which they are run.
-STAGE_PHASES: tuple[Phase, ...] = ("encode", "prefill", "decode")
-#: The name that stands for a file whose stages are all right and which is wrong nevertheless.
-SIGNATURES = "signatures"
+from parity.trace import SIGNATURES, STAGE_PHASES, Phase
 
 #: Mask entries this low block, in whatever precision; what is added to them is lost.
 _BLOCKED = -1e30

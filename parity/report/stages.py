@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.bisect.reproduction import Replayed
-from parity.compare.bisect import STAGE_PHASES, Bisection, StageErrors
+from parity.compare.bisect import Bisection, StageErrors
 from parity.report import figures
 from parity.report.figures import figure, multiple, shown
 from parity.report.html import tick
 from parity.report.record import without_infinities
 from parity.report.templates import template
+from parity.trace import STAGE_PHASES
 
 COLUMNS = {
     "entering": "accumulated error of what enters, from the first stage of the phase on",

@@ -116,6 +116,13 @@ class Runner(Protocol):
     def one_row(self) -> bool:
         """Whether it takes one row only, so that a batch does not apply to it."""
 
+    @property
+    def at_once(self) -> bool:
+        """Whether a continuation that is known goes through its cache in one call instead of token by token.
+
+        That costs a fraction, and is for a model whose numbers nobody rounds differently for it.
+        """
+
     def open(self) -> AbstractContextManager[Session]:
         """Load the model; it is freed when the context ends."""
 
@@ -187,7 +194,8 @@ def answer(
 ) -> tuple[Trace, str]:
     """Run ``runner`` over all inputs in this very process, prompt by prompt: its trace and the session's note."""
     with runner.open() as session:
-        return Trace(answer_each(session, inputs.prompts, generate, guide, progress)), session.note
+        traces = answer_each(session, inputs.prompts, generate, guide, progress, at_once=runner.at_once)
+        return Trace(traces), session.note
 
 
 def answer_each(
@@ -196,9 +204,11 @@ def answer_each(
     generate: int,
     guide: Guide | None,
     progress: isolated.Progress,
+    *,
+    at_once: bool,
 ) -> dict[str, PromptTrace]:
     """What a session answers to each of the prompts, by id."""
-    total, done = sum(calls(prompt, generate, guide) for prompt in prompts), 0
+    total, done = sum(calls(prompt, generate, guide, at_once=at_once) for prompt in prompts), 0
 
     def answered() -> None:
         nonlocal done
@@ -207,15 +217,17 @@ def answer_each(
 
     traces = {}
     for prompt in prompts:
-        conversation = converse(session.end_tokens, prompt, generate, None if guide is None else guide[prompt.id])
+        led = None if guide is None else guide[prompt.id]
+        conversation = converse(session.end_tokens, prompt, generate, led, at_once=at_once)
         traces[prompt.id] = hold(conversation, session, answered)
     return traces
 
 
-def calls(prompt: TokenizedPrompt, generate: int, guide: Guide | None) -> int:
+def calls(prompt: TokenizedPrompt, generate: int, guide: Guide | None, *, at_once: bool) -> int:
     """About how many calls of a model a prompt takes; fewer where what is generated freely ends before."""
     steps = generate * prompt.generates if guide is None else len(guide[prompt.id])
-    return 1 + bool(prompt.turn) + prompt.decoded + steps
+    known = sum(len(_following(tokens, at_once=at_once)) for tokens in (prompt.continuation, prompt.reply))
+    return 1 + bool(prompt.turn) + known + steps
 
 
 def hold(conversation: Conversation, session: Session, answered: Callable[[], None] = lambda: None) -> PromptTrace:
@@ -234,7 +246,12 @@ def hold(conversation: Conversation, session: Session, answered: Callable[[], No
 
 
 def converse(
-    end_tokens: frozenset[int], prompt: TokenizedPrompt, generate: int, guide: Sequence[int] | None
+    end_tokens: frozenset[int],
+    prompt: TokenizedPrompt,
+    generate: int,
+    guide: Sequence[int] | None,
+    *,
+    at_once: bool = False,
 ) -> Conversation:
     """Teacher forcing, then greedy generation.
 
@@ -243,14 +260,15 @@ def converse(
     # Not of the guide's length: frequencies may depend on how long a session gets, and must not on what was said.
     until = prompt.until(generate)
     steps = generate * prompt.generates if guide is None else len(guide)
-    forced: list[Ask] = [Prefill(prompt, until), *map(Decode, prompt.continuation)]
-    if prompt.turn:
-        forced.append(Extend(prompt.turn))
-    forced += map(Decode, prompt.reply)
+    began: list[Ask] = [Prefill(prompt, until)]
+    turned: list[Ask] = [Extend(prompt.turn)] if prompt.turn else []
+    continued, replied = (_following(tokens, at_once=at_once) for tokens in (prompt.continuation, prompt.reply))
+    forced = [*began, *continued, *turned, *replied]
     led: list[Ask] = [Prefill(prompt, until, last=True), *map(Decode, (guide or ())[:-1])] if steps else []
     answers = yield [*forced, *led]
     known = answers[len(forced) :]
-    trace = _forced(forced, answers)
+    decoded = [False] * len(began) + [True] * len(continued) + [False] * len(turned) + [True] * len(replied)
+    trace = _forced(answers, decoded)
     taken: list[Steps] = []
     for number in range(steps):
         if number >= len(known):
@@ -262,13 +280,18 @@ def converse(
     return replace(trace, steps=_joined(taken)) if taken else trace
 
 
-def _forced(asks: Sequence[Ask], answers: Sequence[Prefilled]) -> PromptTrace:
-    """What teacher forcing has made: several tokens at once are the prompt's or a turn's, one is a continuation's."""
-    prefilled = [answer.logits for ask, answer in zip(asks, answers, strict=False) if not isinstance(ask, Decode)]
-    decoded = [answer.logits for ask, answer in zip(asks, answers, strict=False) if isinstance(ask, Decode)]
-    empty = np.empty((0, prefilled[0].shape[-1]), prefilled[0].dtype)
+def _following(tokens: Sequence[int], *, at_once: bool) -> list[Ask]:
+    """Asks for the tokens of a continuation."""
+    return [Extend(tokens)] if at_once and tokens else [*map(Decode, tokens)]
+
+
+def _forced(answers: Sequence[Prefilled], decoded: Sequence[bool]) -> PromptTrace:
+    """What teacher forcing has made, each answer of it ``decoded`` or prefilled."""
+    forced = [(answer.logits, kind) for answer, kind in zip(answers, decoded, strict=False)]
+    prefills, decodes = ([logits for logits, kind in forced if kind is wanted] for wanted in (False, True))
+    empty = np.empty((0, prefills[0].shape[-1]), prefills[0].dtype)
     return PromptTrace(
-        np.concatenate(prefilled), np.concatenate(decoded) if decoded else empty, encoded=answers[0].encoded
+        np.concatenate(prefills), np.concatenate(decodes) if decodes else empty, encoded=answers[0].encoded
     )
 
 

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from models.authoring.session import Tensors
 from parity import isolated
-from parity.compare.bisect import Measurements, Phase, Place, Tally, compare_rows
+from parity.compare.bisect import Measurements, Place, Tally, compare_rows
 from parity.errors import RungError
 from parity.files import whole_file
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.runners.base import Session
 from parity.runners.openelm import OpenELMSession
 from parity.runners.original import EncoderDecoderOriginal, ImageTextOriginal, Original
+from parity.trace import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -70,8 +70,9 @@ def answer(
     traces: dict[str, PromptTrace] = {}
     tracks: dict[str, _Track] = {}
     with runner.stream() as line:
+        led = {prompt.id: None if guide is None else guide[prompt.id] for prompt in inputs.prompts}
         talks = {
-            prompt.id: converse(line.end_tokens, prompt, generate, None if guide is None else guide[prompt.id])
+            prompt.id: converse(line.end_tokens, prompt, generate, led[prompt.id], at_once=runner.at_once)
             for prompt in inputs.prompts
         }
         # All that is known goes through at once, and of free generation one token after the other.

@@ -27,13 +27,14 @@ def answer(
     processes: int,
 ) -> tuple[Trace, str]:
     """As in one process. ``runner`` must load its model on a single thread: others do not survive a fork."""
-    sizes = {prompt.id: calls(prompt, generate, guide) for prompt in inputs.prompts}
+    sizes = {prompt.id: calls(prompt, generate, guide, at_once=runner.at_once) for prompt in inputs.prompts}
+    answer_part = partial(answer_each, at_once=runner.at_once)
     own, *parts = _divided(inputs.prompts, sizes, processes)
     with runner.open() as session, ExitStack() as stack:
         done = _Done(sum(sizes.values()), progress)
         helpers = []
         for part in parts:
-            job = isolated.fork(f"part of {runner.name}", partial(answer_each, session, part, generate, guide))
+            job = isolated.fork(f"part of {runner.name}", partial(answer_part, session, part, generate, guide))
             helpers.append(_Helper(stack.enter_context(job), done))
 
         def answered(count: int, _: int) -> None:
@@ -41,7 +42,7 @@ def answer(
             for helper in helpers:
                 helper.look()
 
-        traces = answer_each(session, own, generate, guide, answered)
+        traces = answer_part(session, own, generate, guide, answered)
         for helper in helpers:
             traces |= helper.result()
         return Trace({prompt.id: traces[prompt.id] for prompt in inputs.prompts}), session.note

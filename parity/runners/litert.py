@@ -32,6 +32,7 @@ class LiteRT:
     threads: int
     end_tokens: frozenset[int] = frozenset()
     one_row: bool = True
+    at_once: bool = False
 
     @contextmanager
     def open(self) -> Iterator[DrivenSession]:

@@ -40,6 +40,12 @@ class Original:
     def name(self) -> str:
         return "original64" if self.precision == "float64" else "original"
 
+    @property
+    def at_once(self) -> bool:
+        """Only the oracle: in which calls its tokens come is seen in the sixteenth digit, and rounding is not its
+        subject."""
+        return self.precision == "float64"
+
     @contextmanager
     def open(self) -> Iterator[Session]:
         """Load with the library's own reader, which must place every tensor and initialize none."""

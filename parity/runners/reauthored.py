@@ -27,6 +27,7 @@ class Reauthored:
     end_tokens: frozenset[int] = frozenset()
     name: str = "reauthored"
     one_row: bool = False
+    at_once: bool = False
 
     @contextmanager
     def open(self) -> Iterator[DrivenSession]:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from models.authoring.session import grid_of, prefill_name
-from parity.compare.bisect import SIGNATURES, Phase
 from parity.errors import RungError
 from parity.inputs import TokenizedPrompt
 from parity.runners.driver import DrivenSession, Tensor
 from parity.runners.litert import LiteRTProgram
+from parity.trace import SIGNATURES, Phase
 
 if TYPE_CHECKING:
     from models.authoring.config import ModelConfig

@@ -46,6 +46,7 @@ class StreamedFiles:
     #: Parameters of a stage that is not cut.
     most: int = MOST
     one_row: bool = True
+    at_once: bool = False
 
     @contextmanager
     def open(self) -> Iterator[DrivenSession]:

@@ -18,7 +18,7 @@ from models import registry
 from models.authoring.session import EncoderCall, SessionInputs
 from parity.artifacts import forms, identity
 from parity.artifacts.cache import DAMAGE
-from parity.artifacts.identity import key_of, of_conversion, of_original, of_quantization, sources, versions
+from parity.artifacts.identity import key_of, of_conversion, of_quantization, of_recording, sources, versions
 from parity.convert.float_file import Export, FloatFile
 from parity.convert.quantize import WeightPrecision
 from parity.convert.recipes import get_recipe, with_encoder
@@ -137,7 +137,7 @@ def test_what_originals_compute_with_counts(weights: Weights, monkeypatch: pytes
     inputs = Inputs("set", "", "cd" * 32, "ef" * 32, (TokenizedPrompt("a", (1, 2), (3,)),))
 
     def key() -> str:
-        return key_of(of_original("original", weights, inputs, {"threads": 1}))
+        return key_of(of_recording("original", weights, inputs, {"threads": 1}))
 
     before = key()
     assert key() == before
@@ -162,7 +162,7 @@ def test_sources_count_by_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     seen.append(sources())
     assert None not in seen
     assert len({each.files for each in seen}) == 4
-    assert len({each.originals for each in seen}) == 1
+    assert len({each.originals for each in seen}) == len({each.ports for each in seen}) == 1
     (inner / "d.py").unlink()
     assert sources() == seen[2]
 
@@ -198,6 +198,24 @@ def test_an_original_runs_no_code_that_does_not_count(model: str, answering: str
     imported = set(done.stdout.splitlines()[-1].split())
     assert "parity.runners.original" in imported
     assert imported - modules(identity.ORIGINALS) <= {"models", "models.errors", "parity"}
+
+
+@pytest.mark.parametrize("model", ["smollm-135m", "t5-small", "qwen2.5-vl-3b"])
+@pytest.mark.parametrize("answering", ["base", "conveyor"])
+def test_a_port_runs_no_code_that_does_not_count(model: str, answering: str) -> None:
+    resolved = resolve(registry.get(model), "tiny").folder
+    program = (
+        "import sys; from pathlib import Path; from parity.runners.base import Decode, Prefill; "
+        "from parity.inputs import TokenizedPrompt; "
+        f"from parity.runners.{answering} import answer; from parity.runners.reauthored import Reauthored; "
+        f"runner = Reauthored({registry.get(model).family.name!r}, Path({str(resolved)!r}), (32,)); "
+        f"opened = runner.{'open' if answering == 'base' else 'stream'}(); opened.__enter__(); "
+        "print(*(name for name in sys.modules if name.split('.')[0] in ('models', 'parity')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "parity.runners.reauthored" in imported
+    assert imported - modules(identity.PORTS) <= {"parity"}
 
 
 def modules(packages: tuple[str, ...]) -> set[str]:

@@ -163,7 +163,10 @@ def test_whatever_changes_is_made_anew(place: Place) -> None:
     assert place.float_file().cached is False
     place.weights_file.write_text("other weights")
     assert place.float_file().cached is False
-    assert place.float_file(place.artifacts(replace(place.cache, sources=Sources("another", "same")))).cached is False
+    assert (
+        place.float_file(place.artifacts(replace(place.cache, sources=Sources("another", "same", "same")))).cached
+        is False
+    )
     artifacts = place.artifacts()
     artifacts.__dict__["_versions"] = {"torch": "0"}
     assert place.float_file(artifacts).cached is False
@@ -183,17 +186,25 @@ def tokens(place: Place, made: Inputs = INPUTS, prompts: PromptSet = PROMPTS) ->
     return place.artifacts().tokens(prompts, place.weights(), place.scratch(), tokenize)
 
 
-def original(place: Place, inputs: Inputs = INPUTS, artifacts: Artifacts | None = None, **asked: Any) -> Recorded:
+def original(
+    place: Place,
+    inputs: Inputs = INPUTS,
+    artifacts: Artifacts | None = None,
+    name: str = "original",
+    **asked: Any,
+) -> Recorded:
     path = place.scratch()
 
     def record() -> Recorded:
-        place.started.append("original")
+        place.started.append(name)
         logits = np.asarray([[1.0, 2.0]], np.float32)
         trace = Trace({prompt.id: PromptTrace(logits, logits + 1) for prompt in inputs.prompts})
         trace.save(path)
         return Recorded(inputs, trace, 5.0, 6.0, "a note")
 
-    return (artifacts or place.artifacts()).original("original", place.weights(), inputs, asked, path, record)
+    return (artifacts or place.artifacts()).recording(
+        name, place.weights(), inputs, asked, path, record, original=name == "original"
+    )
 
 
 def test_text_is_tokenized_once(place: Place) -> None:
@@ -242,6 +253,15 @@ def test_a_port_may_change_without_its_original_being_run_again(place: Place) ->
     edited = place.artifacts(replace(place.cache, sources=replace(place.cache.sources, files="another")))
     assert original(place, artifacts=edited).cached is True
     assert place.float_file(edited).cached is False
+
+
+def test_a_port_is_run_anew_when_its_code_changes_and_not_before(place: Place) -> None:
+    assert [original(place, name="reauthored").cached for _ in range(2)] == [False, True]
+    assert place.cache.sources
+    edited = place.artifacts(replace(place.cache, sources=replace(place.cache.sources, ports="another")))
+    assert original(place, artifacts=edited, name="reauthored").cached is False
+    assert original(place).cached is False
+    assert place.started == ["reauthored", "reauthored", "original"]
 
 
 def test_a_recording_that_was_tampered_with_is_made_again(place: Place) -> None:
@@ -302,7 +322,7 @@ def test_what_changes_while_it_is_read_poisons_nothing(place: Place, change: Cal
 
 def test_sources_edited_during_a_run_poison_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job imports them when it likes."""
-    place.during = lambda: monkeypatch.setattr(making, "sources", lambda: Sources("edited", "same"))
+    place.during = lambda: monkeypatch.setattr(making, "sources", lambda: Sources("edited", "same", "same"))
     place.float_file()
     assert place.cache.entries() == []
     assert "has changed meanwhile" in place.notes[0]

@@ -94,9 +94,12 @@ def test_a_check_again_converts_nothing_and_compares_everything(tmp_path: Path, 
         assert {**before.artifact, "cached": True} == after.artifact
     for before, after in zip(first.edges, again.edges, strict=True):
         assert before.metrics["rel_l2"] == pytest.approx(after.metrics["rel_l2"])
-    other = check(Request(model=MODEL, rungs=("fp16",), cache=cache), QUIET)
+    other = check(Request(model=MODEL, rungs=("reauthored", "fp16"), cache=cache), QUIET)
     assert other.verdict == "PASS"
-    assert made(jobs) == ["quantizing to fp16"]
+    assert jobs == ["quantizing to fp16", "fp16"]
+    assert dict(figures.remarks(other))["kept"].startswith("original64, original, reauthored of an earlier run")
+    assert [edge.candidate for edge in other.edges] == ["original", "reauthored", "fp16"]
+    assert other.edges[1].metrics["rel_l2"] > 0
 
 
 def test_a_bisection_again_converts_nothing(tmp_path: Path, jobs: list[str]) -> None:

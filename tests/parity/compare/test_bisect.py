@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from parity.compare.bisect import (
-    SIGNATURES,
-    STAGE_PHASES,
     Measured,
     Place,
     RowErrors,
@@ -23,6 +21,7 @@ from parity.compare.bisect import (
 )
 from parity.compare.limits import FLOAT_LIMITS, SIBLING_RATIO, UNIT_ROUNDOFF, Limit
 from parity.report.stages import Plot, finding, to_html, to_json
+from parity.trace import SIGNATURES, STAGE_PHASES
 
 STAGES = ("embed", "block_0", "block_1", "block_2", "head")
 FLOOR = 1e-7

@@ -24,6 +24,7 @@ class Toy:
 
     name = "toy"
     one_row = False
+    at_once = False
     note = "a toy"
     end_tokens = frozenset((7,))
     stages = STAGES

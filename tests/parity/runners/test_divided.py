@@ -78,6 +78,7 @@ class Trouble:
     at: str = "p4"
     name: str = "trouble"
     one_row: bool = False
+    at_once: bool = False
 
     @contextmanager
     def open(self) -> Iterator[Trouble]:

@@ -1,17 +1,23 @@
 """The oracle is really float64: it agrees with an independent computation that shares no code with either side."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from models import registry
-from parity.inputs import TokenizedPrompt
+from parity.inputs import Inputs, TokenizedPrompt
+from parity.pipeline import Request, prepared
+from parity.progress import Reporter
+from parity.runners.base import answer
 from parity.runners.original import Original, everything_float64
 from parity.weights import resolve
+from parity.weights.published import published
 
 TOKENS = [1, 17, 200, 45, 45, 90, 3, 311, 64, 128, 255, 8, 30, 77, 19, 260, 5, 140, 33, 34]
 
@@ -86,6 +92,42 @@ def test_oracle_equals_an_independent_float64_computation(name: str) -> None:
         decode = np.stack([session.decode(token) for token in TOKENS[12:]])
     assert prefill.dtype == decode.dtype == np.float64
     assert distance(np.concatenate([prefill, decode]), expected) < 1e-13
+
+
+class OneByOne(Original):
+    """Each token of a continuation in a call of its own, as every other rung is run."""
+
+    at_once = False
+
+
+@pytest.mark.parametrize("model", [*registry.models()], ids=lambda model: model.name)
+def test_a_continuation_at_once_is_what_it_is_one_by_one(model: registry.Model, tmp_path: Path) -> None:
+    """On the filled cache of every preset: masks, windows, positions and frequencies do not depend on the calls.
+
+    So the oracle is what the original means by a token that follows, not by several at once.
+    """
+    request = Request(model=model)
+    ladder = prepared(request, 0, tmp_path, Reporter(Console(stderr=True), quiet=True), _longest)
+    with published(model.family.name, ladder.weights.folder, tmp_path, ladder.reporter) as folder:
+        calls: list[tuple[int, int]] = []
+        together, _ = answer(Original(folder, "float64"), ladder.inputs, 0, None, lambda *call: calls.append(call))
+        apart, _ = answer(OneByOne(folder, "float64"), ladder.inputs, 0, None, lambda *_: None)
+    assert calls[-1] == (2 * len(ladder.inputs.prompts), 2 * len(ladder.inputs.prompts))
+    for name, expected in apart.prompts.items():
+        found = together.prompts[name]
+        assert found.decode.shape == expected.decode.shape
+        assert len(found.decode) > 1
+        assert np.array_equal(found.prefill, expected.prefill)
+        assert distance(found.decode, expected.decode) < 1e-13
+
+
+def _longest(inputs: Inputs) -> Inputs:
+    """Two prompts: the one with the longest continuation, and the longest."""
+    chosen = [
+        max(inputs.prompts, key=lambda each: len(each.continuation)),
+        max(inputs.prompts, key=lambda each: each.prefilled),
+    ]
+    return replace(inputs, prompts=tuple({prompt.id: prompt for prompt in chosen}.values()))
 
 
 def test_double_alone_is_not_an_oracle() -> None:
