@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import Constant, Literal, Parameter
 from parity.convert.fusing import fused
-from parity.convert.nodes import Node, shape_of, type_of
+from parity.convert.nodes import Node, Once, shape_of, type_of
 from parity.errors import RungError
 
 
@@ -69,6 +69,8 @@ def _graph(
 ) -> Graph:
     subgraph = model.subgraphs[number]
     tensors = list(subgraph.tensors)
+    for tensor in tensors:
+        tensor.quantization = tensor.quantization and Once(tensor.quantization)
     constants = dict(_literals(model, subgraph))
     for place, name in parameters.items():
         constants[place] = Constant(*type_of(tensors[place]), Parameter(name))

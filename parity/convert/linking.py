@@ -7,7 +7,6 @@ are small; weights go from where they are straight to the end of the file, one a
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import Constant
 from parity.convert.graphs import Graph
-from parity.convert.nodes import Node
+from parity.convert.nodes import Node, Once, shallow
 from parity.convert.stored import names_of
 from parity.convert.writing import SMALL, Writer
 
@@ -34,6 +33,16 @@ _SPARE = 1.5
 Value = int | Constant
 
 
+@dataclass(frozen=True)
+class _Operator:
+    """A node of a stage's graph, and the tensors of the signature that it reads (-1: none) and makes."""
+
+    node: Node
+    graph: Graph
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
 @dataclass
 class _Signature:
     """A signature while it is put together."""
@@ -41,7 +50,7 @@ class _Signature:
     name: str
     inputs: dict[str, int]
     tensors: list[Any] = field(default_factory=list)
-    operators: list[Any] = field(default_factory=list)
+    operators: list[_Operator] = field(default_factory=list)
     constants: dict[Constant, int] = field(default_factory=dict)
     #: How many constants are called the same: a parameter in two shapes, or worked on in two ways.
     named: Counter[str] = field(default_factory=Counter)
@@ -54,12 +63,13 @@ class Linker:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._signatures: list[tuple[_Signature, dict[str, int]]] = []
+        self._subgraphs: list[Any] = []
+        self._definitions: list[Any] = []
         self._codes: dict[Hashable, int] = {}
         self._code_tables: list[Any] = []
         self._buffers: dict[Constant, int] = {}
-        self._called: dict[Graph, int] = {}
-        self._subgraphs: list[Any] = []
+        self._bodies: dict[Graph, tuple[list[Any], list[Once]]] = {}
+        self._called: list[Any] = []
         self._metadata: dict[str, bytes] = {}
         self._model: Any = None
         self._current: _Signature | None = None
@@ -84,7 +94,6 @@ class Linker:
         signature's.
         """
         self._note(graph.model)
-        numbers = {number: self._subgraph(each) for number, each in graph.within.items()}
         values: dict[int, Value] = {place: constant.of(weights) for place, constant in graph.constants.items()}
         for name, place in graph.inputs.items():
             if inputs[name] not in known:
@@ -96,26 +105,21 @@ class Linker:
             if (found := node.worked_out(taken, graph.tensors)) is not None:
                 values[node.outputs[0]] = found
             else:
-                values.update(zip(node.outputs, self._run(stage, node, taken, graph, numbers), strict=True))
+                values.update(zip(node.outputs, self._run(stage, node, taken, graph), strict=True))
         known.update({outputs[name]: values[place] for name, place in graph.outputs.items()})
 
-    def _run(
-        self, stage: str, node: Node, values: Sequence[Value], graph: Graph, numbers: Mapping[int, int]
-    ) -> tuple[int, ...]:
+    def _run(self, stage: str, node: Node, values: Sequence[Value], graph: Graph) -> tuple[int, ...]:
         """The tensors that the node makes of the values; by an operator of its own, unless one has made them before."""
         signature = self._now
         taken = tuple(value if isinstance(value, int) else self._constant(value) for value in values)
         # What comes out says what an operator does where its options leave it open, such as the dtype of a CAST.
         types = tuple(graph.types[place] for place in node.outputs)
-        key = (node.kind, taken, types, *(numbers[number] for number in node.calls.values()))
+        key = (node.kind, taken, types, *(graph.within[number] for number in node.calls.values()))
         made = None if node.stateful else signature.made.get(key)
         if made is None:
             made = tuple(self._tensor(graph.tensors[place], f"{stage}/{graph.names[place]}") for place in node.outputs)
             signature.made[key] = made
-            operator = node.calling(numbers)
-            operator.opcodeIndex = self._code(node.code)
-            operator.inputs, operator.outputs = np.array(taken, np.int32), np.array(made, np.int32)
-            signature.operators.append(operator)
+            signature.operators.append(_Operator(node, graph, taken, made))
         return made
 
     def _note(self, model: Any) -> None:
@@ -133,14 +137,24 @@ class Linker:
         needed = set(made.values())
         operators = []
         for operator in reversed(signature.operators):
-            if needed.intersection(operator.outputs.tolist()):
+            if needed.intersection(operator.outputs):
                 # Its other outputs as well: the runtime writes every one.
-                needed.update(operator.inputs.tolist(), operator.outputs.tolist())
+                needed.update(operator.inputs, operator.outputs)
                 operators.append(operator)
-        signature.operators = operators[::-1]
-        given = {name: signature.inputs[name] for name in inputs if name in signature.inputs}
-        signature.inputs = {name: place for name, place in given.items() if place in needed}
-        self._signatures.append(_compact(signature, needed, made))
+        places = {place: number for number, place in enumerate(sorted(place for place in needed if place >= 0))}
+        given = {name: places[place] for name in inputs if (place := signature.inputs.get(name)) in places}
+        gives = {name: places[place] for name, place in made.items()}
+        lookup = {-1: -1, **places}
+        self._definitions.append(_definition(len(self._definitions), signature.name, given, gives))
+        self._subgraphs.append(
+            schema.SubGraphT(
+                tensors=[signature.tensors[place] for place in places],
+                inputs=np.array(list(given.values()), np.int32),
+                outputs=np.array(list(gives.values()), np.int32),
+                operators=[self._table(operator, lookup) for operator in reversed(operators)],
+                name=signature.name,
+            )
+        )
         self._current = None
 
     @property
@@ -170,7 +184,7 @@ class Linker:
 
     def _tensor(self, like: Any, name: str) -> int:
         """A tensor that a caller or an operator gives its values."""
-        tensor = copy.copy(like)
+        tensor = shallow(like)
         tensor.name, tensor.buffer = f"{self._now.name}/{name}".encode(), 0
         self._now.tensors.append(tensor)
         return len(self._now.tensors) - 1
@@ -182,40 +196,56 @@ class Linker:
             self._code_tables.append(code)
         return self._codes[key]
 
-    def _subgraph(self, graph: Graph) -> int:
-        """The number of a graph that operators run; stages that are alike share it."""
-        if graph not in self._called:
-            numbers = {number: self._subgraph(each) for number, each in graph.within.items()}
-            called = f"within_{len(self._subgraphs)}"
-            tensors = [copy.copy(each) for each in graph.tensors]
-            for place, tensor in enumerate(tensors):
-                constant = graph.constants.get(place)
-                tensor.name = f"{called}/{place}".encode()
-                tensor.buffer = self._buffers.setdefault(constant, len(self._buffers) + 1) if constant else 0
-            operators = []
-            for node in graph.nodes:
-                operator = node.calling(numbers)
-                operator.opcodeIndex = self._code(node.code)
-                operators.append(operator)
-            subgraph = schema.SubGraphT(
+    def _table(self, operator: _Operator, places: Mapping[int, int]) -> Any:
+        """The operator, its tensors in their places."""
+        node, within = operator.node, operator.graph.within
+        table = node.calling({number: self._call(within[number]) for number in node.calls.values()})
+        table.opcodeIndex = self._code(node.code)
+        table.inputs = np.array([places[place] for place in operator.inputs], np.int32)
+        table.outputs = np.array([places[place] for place in operator.outputs], np.int32)
+        return table
+
+    def _call(self, graph: Graph) -> int:
+        """The number of a subgraph that one operator runs, its own.
+
+        Operators that run the same one make the runtime prepare it again and again: decoding takes half as long again.
+        """
+        if graph not in self._bodies:
+            self._bodies[graph] = self._body(graph)
+        likes, operators = self._bodies[graph]
+        name = f"within_{len(self._called)}"
+        tensors = [shallow(like) for like in likes]
+        for place, tensor in enumerate(tensors):
+            tensor.name = f"{name}/{place}".encode()
+        self._called.append(
+            schema.SubGraphT(
                 tensors=tensors,
                 inputs=np.array(list(graph.inputs.values()), np.int32),
                 outputs=np.array(list(graph.outputs.values()), np.int32),
                 operators=operators,
-                name=called,
+                name=name,
             )
-            self._called[graph] = self._count + len(self._subgraphs)
-            self._subgraphs.append(subgraph)
-        return self._called[graph]
+        )
+        return self._count + len(self._called) - 1
+
+    def _body(self, graph: Graph) -> tuple[list[Any], list[Once]]:
+        """What subgraphs of one graph have alike: tensors but for their names, and operators."""
+        tensors = [shallow(each) for each in graph.tensors]
+        for place, tensor in enumerate(tensors):
+            constant = graph.constants.get(place)
+            tensor.buffer = self._buffers.setdefault(constant, len(self._buffers) + 1) if constant else 0
+        places = {place: place for place in range(-1, len(tensors))}
+        operators = [_Operator(node, graph, node.inputs, node.outputs) for node in graph.nodes]
+        return tensors, [Once(self._table(operator, places)) for operator in operators]
 
     def begin_writing(self, writer: Writer) -> None:
         """Have the constants written that the signatures need so far, behind room for the graphs of all."""
-        signatures = [signature for signature, _ in self._signatures]
-        items = sum(len(each.tensors) + len(each.operators) for each in signatures)
-        names = sum(len(tensor.name) for each in signatures for tensor in each.tensors)
+        graphs = [*self._subgraphs, *self._called]
+        items = sum(len(each.tensors) + len(each.operators) for each in graphs)
+        names = sum(len(tensor.name) for each in graphs for tensor in each.tensors)
         kept = sum(constant.bytes for constant in self._buffers if constant.bytes <= SMALL)
         size = kept + names + _ITEM * (items + len(self._buffers))
-        writer.begin(int(_SPARE * size * self._count / len(signatures)), self._buffers)
+        writer.begin(int(_SPARE * size * self._count / len(self._subgraphs)), self._buffers)
 
     def write(self, writer: Writer, metadata: Mapping[str, bytes], progress: isolated.Progress) -> tuple[str, ...]:
         """Write the file.
@@ -223,46 +253,24 @@ class Linker:
         ``metadata`` is said besides what the converter said of the graphs. Returns the names of the weights, in file
         order.
         """
-        assert len(self._signatures) == self._count, "as many signatures as were promised"
+        assert len(self._subgraphs) == self._count, "as many signatures as were promised"
         assert self._model is not None, "place() comes first"
         model = schema.ModelT(
             version=self._model.version,
             description=self._model.description,
             operatorCodes=self._code_tables,
-            subgraphs=[*(_subgraph(*each) for each in self._signatures), *self._subgraphs],
-            signatureDefs=[_definition(number, *each) for number, each in enumerate(self._signatures)],
+            subgraphs=[*self._subgraphs, *self._called],
+            signatureDefs=self._definitions,
         )
         writer.finish(model, list(self._buffers), {**self._metadata, **metadata}, progress)
         return names_of(model)
 
 
-def _compact(signature: _Signature, needed: set[int], made: Mapping[str, int]) -> tuple[_Signature, dict[str, int]]:
-    """The signature and its outputs without the tensors that nothing needs."""
-    places = {old: new for new, old in enumerate(sorted(place for place in needed if place >= 0))}
-    lookup = np.full(len(signature.tensors) + 1, -1, np.int32)  # the last one is for inputs that are left out
-    lookup[list(places)] = list(places.values())
-    signature.tensors = [signature.tensors[old] for old in places]
-    for operator in signature.operators:
-        operator.inputs, operator.outputs = lookup[operator.inputs], lookup[operator.outputs]
-    signature.inputs = {name: places[place] for name, place in signature.inputs.items()}
-    return signature, {name: places[place] for name, place in made.items()}
-
-
-def _subgraph(signature: _Signature, made: Mapping[str, int]) -> Any:
-    return schema.SubGraphT(
-        tensors=signature.tensors,
-        inputs=np.array(list(signature.inputs.values()), np.int32),
-        outputs=np.array(list(made.values()), np.int32),
-        operators=signature.operators,
-        name=signature.name,
-    )
-
-
-def _definition(number: int, signature: _Signature, made: Mapping[str, int]) -> Any:
+def _definition(number: int, name: str, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
     return schema.SignatureDefT(
-        inputs=[schema.TensorMapT(name=name, tensorIndex=place) for name, place in signature.inputs.items()],
-        outputs=[schema.TensorMapT(name=name, tensorIndex=place) for name, place in made.items()],
-        signatureKey=signature.name,
+        inputs=[schema.TensorMapT(name=each, tensorIndex=place) for each, place in inputs.items()],
+        outputs=[schema.TensorMapT(name=each, tensorIndex=place) for each, place in outputs.items()],
+        signatureKey=name,
         subgraphIndex=number,
     )
 

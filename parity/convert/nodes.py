@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,16 +76,41 @@ class Node:
 
     def calling(self, numbers: Mapping[int, int]) -> Any:
         """Its table, to be changed; the graphs that it runs have other numbers."""
-        moved = copy.copy(self.operator)
+        moved = shallow(self.operator)
         for side in ("builtinOptions", "builtinOptions2"):
             options = getattr(moved, side)
             if any(hasattr(options, name) for name in self.calls):
-                options = copy.copy(options)
+                options = shallow(options)
                 for name, number in self.calls.items():
                     if hasattr(options, name):
                         setattr(options, name, numbers[number])
                 setattr(moved, side, options)
         return moved
+
+
+class Once:
+    """A table that several others have: it is written once, and all of them point to it."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self._builder: Any = None
+        self._place = 0
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802  (what the tables around it call)
+        """Its place in what the builder has built."""
+        if builder is not self._builder:
+            self._builder, self._place = builder, self._table.Pack(builder)
+        return self._place
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+
+def shallow(table: Any) -> Any:
+    """A table with the same fields; ``copy.copy`` takes several times as long."""
+    other = object.__new__(type(table))
+    other.__dict__.update(table.__dict__)
+    return other
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:

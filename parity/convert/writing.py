@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 
 from parity.convert.constants import Constant
 from parity.errors import RungError
@@ -118,7 +119,7 @@ class Writer:
             schema.MetadataT(name=name, buffer=number) for number, name in enumerate(metadata, start=len(buffers))
         ]
         model.buffers = [*buffers, *map(_buffer, metadata.values())]
-        builder = flatbuffers.Builder(2**20)
+        builder = _Builder(2**20)
         builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
         return bytearray(builder.Output())
 
@@ -130,6 +131,21 @@ class Writer:
     ) -> None:
         self._thread.shutdown(cancel_futures=True)
         self._file.close()
+
+
+class _Builder(flatbuffers.Builder):  # type: ignore[misc]  # it has no types
+    """Vectors that are alike are written once: most tensors have one of a few shapes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._vectors: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: NDArray[Any]) -> int:  # noqa: N802  (the library's name)
+        """The place of the vector."""
+        key = x.dtype.str, x.tobytes()
+        if key not in self._vectors:
+            self._vectors[key] = super().CreateNumpyVector(x)
+        return self._vectors[key]
 
 
 def _buffer(data: bytes) -> Any:
