@@ -208,7 +208,7 @@ class Linker:
     def _call(self, graph: Graph) -> int:
         """The number of a subgraph that one operator runs, its own.
 
-        Operators that run the same one make the runtime prepare it again and again: decoding takes half as long again.
+        With shared ones the runtime took 1.2 (float32) to 1.6 times (int4) as long for a token of SmolLM-135M.
         """
         if graph not in self._bodies:
             self._bodies[graph] = self._body(graph)
@@ -241,7 +241,8 @@ class Linker:
     def begin_writing(self, writer: Writer) -> None:
         """Have the constants written that the signatures need so far, behind room for the graphs of all."""
         graphs = [*self._subgraphs, *self._called]
-        items = sum(len(each.tensors) + len(each.operators) for each in graphs)
+        operators = [each.operators for each in self._subgraphs] + [shared for _, shared in self._bodies.values()]
+        items = sum(len(each.tensors) for each in graphs) + sum(map(len, operators))
         names = sum(len(tensor.name) for each in graphs for tensor in each.tensors)
         kept = sum(constant.bytes for constant in self._buffers if constant.bytes <= SMALL)
         size = kept + names + _ITEM * (items + len(self._buffers))

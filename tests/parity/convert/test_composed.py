@@ -157,7 +157,7 @@ def assert_weights_stand_once(composed: FloatFile, config: ModelConfig) -> None:
 
 
 def assert_nothing_called_twice(path: Path) -> None:
-    """A subgraph that several operators run is prepared anew by each, which made decoding half as long again."""
+    """The runtime is slow to run a subgraph that several operators share."""
     model = tables_of(path)
     called = [number for graph in model.subgraphs for node in nodes_of(model, graph) for number in node.calls.values()]
     assert len(called) == len(set(called)) == len(model.subgraphs) - len(model.signatureDefs)
