@@ -32,6 +32,9 @@ The unit is the original's own rounding. The original runs once in float64 (the 
 relative L2 distance between their logits is the noise floor of this model on these prompts. `floor_ratio` is a rung's
 distance to the oracle over that floor, for prefill and for decode separately; the larger of the two is judged.
 
+Every rung decodes token by token. Only the oracle takes what is forced after a prompt in one call on its filled cache:
+in float64 that is the same to 1e-13, which a test holds every preset to, and costs a fraction.
+
 Where the original happens to be exact, or nearly (one token, weights that are powers of two), its own distance says
 nothing of what another correct evaluation loses. No floor, neither over all positions nor at the worst one, counts as
 less than u sqrt(n): u = 2^-24 is float32's unit roundoff, n the number of roundings that every value goes through in a
