@@ -259,19 +259,19 @@ class Ladder:
         """What an earlier run of the original has recorded, or this one."""
         if self.remote_code or runner.folder != self.weights.folder:
             return self.run(runner, guide)  # code that nobody has hashed decides what it gives
-        return self._recording(runner, guide, {"threads": runner.threads}, original=True)
+        return self._recording(runner, guide, {}, original=True)
 
     def _reauthored(self, guide: Guide | None) -> Recorded:
         """What an earlier run of the port has recorded, or this one."""
-        family, _, lengths, threads, end_tokens = self._ours
-        asked = {"family": family, "cache_lengths": lengths, "threads": threads, "end_tokens": sorted(end_tokens)}
-        return self._recording(Reauthored(*self._ours), guide, asked, original=False)
+        ours = Reauthored(*self._ours)
+        asked = {"family": ours.family, "cache_lengths": ours.cache_lengths, "end_tokens": sorted(ours.end_tokens)}
+        return self._recording(ours, guide, asked, original=False)
 
     def _recording(
         self, runner: Original | Reauthored, guide: Guide | None, asked: Mapping[str, Any], *, original: bool
     ) -> Recorded:
         path = self.scratch / f"{runner.name}.safetensors"  # where ``record`` puts it
-        asked = {"generate": self.generate, "guide": guide, **asked}
+        asked = {"generate": self.generate, "guide": guide, "threads": runner.threads, **asked}
         run = partial(self.run, runner, guide)
         recorded = self.artifacts.recording(runner.name, self.weights, self.inputs, asked, path, run, original=original)
         if recorded.cached:

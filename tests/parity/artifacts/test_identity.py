@@ -205,8 +205,7 @@ def test_an_original_runs_no_code_that_does_not_count(model: str, answering: str
 def test_a_port_runs_no_code_that_does_not_count(model: str, answering: str) -> None:
     resolved = resolve(registry.get(model), "tiny").folder
     program = (
-        "import sys; from pathlib import Path; from parity.runners.base import Decode, Prefill; "
-        "from parity.inputs import TokenizedPrompt; "
+        "import sys; from pathlib import Path; "
         f"from parity.runners.{answering} import answer; from parity.runners.reauthored import Reauthored; "
         f"runner = Reauthored({registry.get(model).family.name!r}, Path({str(resolved)!r}), (32,)); "
         f"opened = runner.{'open' if answering == 'base' else 'stream'}(); opened.__enter__(); "
