@@ -9,12 +9,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from parity.errors import ParityError, UsageError
+
+#: Nanoseconds after which a file's times tell whether it was changed since.
+_SETTLED = 2 * 10**9
 
 
 @contextmanager
@@ -133,18 +138,31 @@ def _unwritten(path: Path, error: OSError) -> ParityError:
     return ParityError(f"writing {path} failed ({error.strerror or error}); make room or go elsewhere")
 
 
-def sha256_of(files: Iterable[Path], known: Mapping[Path, str] | None = None) -> str:
-    """One SHA-256 over the names and contents of ``files``, whatever the order they come in.
-
-    Of those that are ``known`` the contents were hashed before, and they have not been written to since.
-    """
-    whole = hashlib.sha256()
-    for path in sorted(files, key=lambda file: file.name):
-        whole.update(f"{(known or {}).get(path) or content_sha256(path)}  {path.name}\n".encode())
-    return whole.hexdigest()
-
-
 def content_sha256(path: Path) -> str:
     """Of the contents of a file, whatever its name."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unread_sha256(path: Path) -> str:
+    """The same, of a file that is not read again unless the system says that it may have been written to.
+
+    Its clock is too coarse to tell two changes at the same moment apart, so a file that has just been changed is read.
+    """
+    stat = path.stat()
+    if time.time_ns() - stat.st_ctime_ns < _SETTLED:
+        return content_sha256(path)
+    return _sha256_as_it_is(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_as_it_is(path: Path, *_: int) -> str:
+    return content_sha256(path)
+
+
+def sha256_of(files: Iterable[Path], content: Callable[[Path], str] = content_sha256) -> str:
+    """One SHA-256 over the names of ``files`` and those of their ``content``, whatever the order they come in."""
+    whole = hashlib.sha256()
+    for path in sorted(files, key=lambda file: file.name):
+        whole.update(f"{content(path)}  {path.name}\n".encode())
+    return whole.hexdigest()

@@ -273,7 +273,9 @@ class Ladder:
         path = self.scratch / f"{runner.name}.safetensors"  # where ``record`` puts it
         asked = {"generate": self.generate, "guide": guide, "threads": runner.threads, **asked}
         run = partial(self.run, runner, guide)
-        recorded = self.artifacts.recording(runner.name, self.weights, self.inputs, asked, path, run, original=original)
+        recorded = self.artifacts.recording(
+            runner.name, self.model, self.weights, self.inputs, asked, path, run, original=original
+        )
         if recorded.cached:
             recorded.trace.check(self.inputs, self.config.vocab_size, runner.name, self.generate, guide)
         return recorded

@@ -263,7 +263,7 @@ def _read(request: Request, weights: Weights, artifacts: Artifacts, scratch: Pat
             prompts = read_prompts(request.prompt_set)
             make = partial(tokenize, prompts, weights.folder, config)
             text = prompts.is_text and not request.model.encodes
-            return artifacts.tokens(prompts, weights, scratch / "tokens.json", make) if text else make()
+            return artifacts.tokens(prompts, request.model, weights, scratch / "tokens.json", make) if text else make()
         return inputs_of(
             request.prompt_set,
             request.own_prompts,

@@ -57,9 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--weights", default="tiny", help="tiny, synthetic, hub, hub@REVISION, kaggle, or a folder")
     group.addoption("--recipe", action="append", default=[], help="quantization recipe; repeatable; all for all six")
     group.addoption("--prompts", help="prompt set")
-    group.addoption(
-        "--no-cache", action="store_true", help="neither take converted files from earlier runs nor keep any"
-    )
+    group.addoption("--no-cache", action="store_true", help="neither take anything from earlier runs nor keep anything")
     group.addoption("--update-golden", action="store_true", help="record goldens anew for the selected models")
 
 

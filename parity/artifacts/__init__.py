@@ -1,1 +1,1 @@
-"""Converted and quantized files kept between runs, each under what it was made from."""
+"""Converted files, and what was recorded in PyTorch, kept between runs, each under what it was made from."""

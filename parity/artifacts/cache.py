@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from parity.artifacts.identity import Sources, key_of, sources
+from parity.artifacts.identity import Sources, first_sources, key_of
 from parity.errors import UsageError
 from parity.files import content_sha256, scratch_folder
 
@@ -96,13 +96,13 @@ class Entry:
 class ArtifactCache:
     """Kept files in ``folder``, at most ``bound`` bytes of them.
 
-    ``sources`` is the code as it was when this was made, which must be before the first job of the process is started:
-    jobs import theirs later.
+    ``sources`` is the code as it was when the first was made, which must be before the first job of the process is
+    started: jobs import theirs later, and all after it the same.
     """
 
     folder: Path
     bound: int
-    sources: Sources | None = field(default_factory=sources)
+    sources: Sources | None = field(default_factory=first_sources)
 
     @classmethod
     def default(cls) -> Self:

@@ -86,7 +86,7 @@ def read_precisions(value: Any) -> list[WeightPrecision]:
 
 
 def read_note(value: Any) -> str:
-    """What an original's session said of where it was from."""
+    """What a session said of where it was from."""
     return _text(value)
 
 

@@ -14,6 +14,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import distributions
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.authoring.checkpoint import weight_files
 from parity.convert.recipes import Recipe, entries
-from parity.files import sha256_of
+from parity.files import sha256_of, unread_sha256
 
 if TYPE_CHECKING:
     from parity.convert.float_file import Export
@@ -66,10 +67,20 @@ class Sources:
 def sources() -> Sources | None:
     """Of the sources as this process imports them.
 
-    ``None`` if it does not import them all from files as they are: then nobody can say what runs.
+    ``None`` if it does not import them all from files as they are, or they cannot be read: then nobody can say what
+    runs.
     """
-    files, originals, ports = map(_sources, (FILES, ORIGINALS, PORTS))
+    try:
+        files, originals, ports = map(_sources, (FILES, ORIGINALS, PORTS))
+    except (OSError, ImportError):  # one that came or went while they were listed
+        return None
     return Sources(files, originals, ports) if files and originals and ports else None
+
+
+@cache
+def first_sources() -> Sources | None:
+    """Those that the process found when it first asked; what it has imported since stays as it is, edited or not."""
+    return sources()
 
 
 def _sources(packages: Sequence[str]) -> str | None:
@@ -84,25 +95,30 @@ def _sources(packages: Sequence[str]) -> str | None:
 
 
 def _modules(package: str) -> Iterator[tuple[str, Path]]:
-    """Every module of a package, or the one of this name, by name and file, whether it was imported or not."""
+    """Every module of a package, or the one of this name, by name and file, whether it was imported or not.
+
+    Files beside them that no import can name, such as an editor's lock, are none.
+    """
     found = importlib.util.find_spec(package)
     if found and found.origin and not found.submodule_search_locations:
         yield package, Path(found.origin)
     for folder in map(Path, found.submodule_search_locations or () if found else ()):
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder).with_suffix("").parts
-            yield ".".join((package, *(parts[:-1] if parts[-1] == "__init__" else parts))), path
+            if all(map(str.isidentifier, parts)):
+                yield ".".join((package, *(parts[:-1] if parts[-1] == "__init__" else parts))), path
 
 
 def versions() -> dict[str, str]:
     """Of everything installed, because nobody knows what the converter calls in turn, and of Python and the machine.
 
-    What is installed twice counts by what is imported, which comes first.
+    What is installed twice counts by what is imported, which comes first; what is not from an index by its place and
+    commit as well.
     """
     installed: dict[str, str] = {}
     for each in distributions():
         if each.name:
-            installed.setdefault(each.name, each.version)
+            installed.setdefault(each.name, each.version + (each.read_text("direct_url.json") or ""))
     return {**installed, "python": platform.python_version(), "machine": platform.machine()}
 
 
@@ -111,7 +127,7 @@ def of_conversion(kind: str, family: str, weights: Weights, export: Export) -> d
     return {
         "kind": kind,
         "family": family,
-        "config": sha256_of([weights.folder / "config.json"]),
+        "config": sha256_of([weights.folder / "config.json"], unread_sha256),
         "weights": weights.sha256,
         "export": _of_export(export),
     }
@@ -161,7 +177,7 @@ def _arithmetic() -> dict[str, str]:
 def _beside(weights: Weights) -> dict[str, str]:
     """Everything in the folder but the weights: configuration, tokenizer, what ends a text."""
     found = {*weights.folder.iterdir()} - {*weight_files(weights.folder)}
-    return {path.name: sha256_of([path]) for path in sorted(found) if path.is_file()}
+    return {path.name: unread_sha256(path) for path in sorted(found) if path.is_file()}
 
 
 def _of_export(export: Export) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from parity.convert.quantize import WeightPrecision, quantization
 from parity.convert.recipes import Recipe
 from parity.convert.stages import StagedFile, staged_conversion
 from parity.errors import ParityError
-from parity.files import content_sha256, sha256_of
+from parity.files import content_sha256, sha256_of, unread_sha256
 from parity.inputs import Inputs, PromptSet
 from parity.runners.base import Recorded
 from parity.trace import Trace
@@ -121,12 +121,19 @@ class Artifacts:
     def _versions(self) -> dict[str, str]:
         return versions()
 
-    def tokens(self, prompts: PromptSet, weights: Weights, destination: Path, tokenize: Callable[[], Inputs]) -> Inputs:
+    def tokens(
+        self,
+        prompts: PromptSet,
+        model: Model,
+        weights: Weights,
+        destination: Path,
+        tokenize: Callable[[], Inputs],
+    ) -> Inputs:
         """What a checkpoint's tokenizer makes of a prompt set that is nothing but text."""
         keepsake = Keepsake(
             self,
             _Wanted(
-                what=f"tokens of {prompts.name} for {weights.label}",
+                what=f"tokens of {prompts.name} for {_named(model, weights)}",
                 destination=destination,
                 sources=_of_originals,
                 identity=partial(of_tokens, prompts, weights),
@@ -145,6 +152,7 @@ class Artifacts:
     def recording(
         self,
         name: str,
+        model: Model,
         weights: Weights,
         inputs: Inputs,
         asked: Mapping[str, Any],
@@ -160,7 +168,7 @@ class Artifacts:
         keepsake = Keepsake(
             self,
             _Wanted(
-                what=f"{name} of {weights.label}, {inputs.name}",
+                what=f"{name} of {_named(model, weights)}, {inputs.name}",
                 destination=destination,
                 sources=_of_originals if original else _of_ports,
                 identity=partial(of_recording, name, weights, inputs, asked),
@@ -214,7 +222,7 @@ class Artifacts:
         Raises:
             UsageError: the recipe is a file, and it cannot be read.
         """
-        digest, of = self.known[source.path] if self.cache else ("", "")
+        digest, of = self._known(source.path) if self.cache else ("", "")
         encoder = f", {recipe.encoder.name} for the encoder," if recipe.encoder else ""
         return self._making(
             f"quantizing to {recipe.name}",
@@ -232,7 +240,11 @@ class Artifacts:
 
     def sha256_of(self, files: Iterable[Path]) -> str:
         """Over names and contents of files, which are not read again where they were made or taken here."""
-        return sha256_of(files, {path: digest for path, (digest, _) in self.known.items()})
+        return sha256_of(files, lambda path: self._known(path)[0])
+
+    def _known(self, path: Path) -> tuple[str, str]:
+        """The SHA-256 of a file, and what it is of."""
+        return self.known.get(path) or (content_sha256(path), path.name)
 
     def _making(self, name: str, job: Callable[[isolated.Progress], T], wanted: _Wanted[T]) -> Making[T]:
         """The file wanted, which ``job`` makes unless it is there."""
@@ -252,7 +264,14 @@ class Keepsake(Generic[T]):
         self._artifacts = artifacts
         self._wanted = wanted
         self._cache = artifacts.cache
-        self._identity: Identity = artifacts.identity(wanted, self._cache) if self._cache else {}
+        self._identity: Identity = {}
+        try:
+            if self._cache:
+                self._identity = artifacts.identity(wanted, self._cache)
+        except OSError as error:
+            why = f"{error.filename} cannot be read ({error.strerror})"
+            artifacts.say(f"{wanted.what} is made anew and not kept: {why}")
+            self._cache = None
 
     def taken(self) -> Made[T] | None:
         """It, if an earlier run has made it."""
@@ -302,7 +321,11 @@ class Keepsake(Generic[T]):
             again = self._artifacts.identity(self._wanted, cache)
         except (OSError, ParityError):
             return False
-        return key_of(again) == key_of(self._identity) and sources() == cache.sources and self._wanted.intact()
+        code, wanted = sources(), self._wanted
+        assert cache.sources is not None, "a cache without sources is left alone"
+        if code is None or wanted.sources(code) != wanted.sources(cache.sources):
+            return False
+        return key_of(again) == key_of(self._identity) and wanted.intact()
 
 
 def _of_files(code: Sources) -> str:
@@ -317,15 +340,19 @@ def _of_ports(code: Sources) -> str:
     return code.ports
 
 
+def _named(model: Model, weights: Weights) -> str:
+    return weights.label if weights.kind == "path" else f"{model.name} {weights.kind}"
+
+
 def _described(model: Model, weights: Weights, export: Export) -> str:
-    name = weights.label if weights.kind == "path" else f"{model.name} {weights.kind}"
     lengths = ", ".join(map(str, export.prefill_lengths))
-    return f"{name}, prefill {lengths}, {export.cache_length} slots" + (", plain" if export.plain else "")
+    plain = ", plain" if export.plain else ""
+    return f"{_named(model, weights)}, prefill {lengths}, {export.cache_length} slots{plain}"
 
 
 def _intact(weights: Weights) -> bool:
     """Whether the weights are those that were hashed: a file that was edited since may have been read either way."""
     try:
-        return sha256_of(weight_files(weights.folder)) == weights.sha256
+        return sha256_of(weight_files(weights.folder), unread_sha256) == weights.sha256
     except (OSError, ModelError):
         return False

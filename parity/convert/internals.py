@@ -8,7 +8,7 @@ arguments of the function when everything is in the runtime's operators.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from litert_torch._convert import core
 from litert_torch._convert.litert_converter import LazyModelExporter
 from litert_torch._convert.signature import Signature
 from litert_torch.backend import export, export_utils, inline_consts
+from litert_torch.backend.jax_bridge._wrap import JaxBridgeLoweringCache
 from litert_torch.backend.lowerings.context import LoweringContext
 from torch import Tensor, nn
 
@@ -52,6 +53,7 @@ class Lowering:
 
     def __init__(self, timings: Timings) -> None:
         self._context = export_utils.create_ir_context()
+        self._operators = _Operators(self._context)
         self._timings = timings
 
     def lower(self, module: nn.Module, inputs: dict[str, Tensor]) -> Lowered:
@@ -68,7 +70,12 @@ class Lowering:
             for name, made in zip(_output_names(program), _made(program), strict=True)
         }
         with self._timings.spent("lowering"):
-            lowered = export.exported_program_to_mlir(program, ir_context=self._context, inline_constants=False)
+            lowered = export.exported_program_to_mlir(
+                program,
+                ir_context=self._context,
+                lowering_context_plugins=[JaxBridgeLoweringCache(_OperatorsOfModule(self._operators))],
+                inline_constants=False,
+            )
             with self._context, ir.Location.unknown():
                 weights = self._fix_constants(lowered, dict(module.named_parameters(remove_duplicate=False)))
         with self._timings.spent("the converter's passes"):
@@ -113,6 +120,56 @@ class Lowering:
             function.entry_block.erase_argument(place)
         _retype(function)
         return weights
+
+
+class _Operators:
+    """Operators as the converter has lowered them by way of JAX, each with what it was given, for all modules.
+
+    The converter remembers them for one module; half of its time would go to lowering again what another had as well.
+    """
+
+    def __init__(self, context: ir.Context) -> None:
+        with context, ir.Location.unknown():
+            self.module = ir.Module.create()
+        self.functions: dict[Hashable, Any] = {}
+
+
+class _OperatorsOfModule:
+    """The functions of a module under construction, which the converter asks for by what an operator is given."""
+
+    def __init__(self, operators: _Operators) -> None:
+        self._operators = operators
+        self._functions: dict[Hashable, Any] = {}
+
+    def get(self, given: Hashable, default: Any = None) -> Any:
+        """The function, copied into the module if only another has it yet."""
+        key = _exactly(given)
+        if key not in self._functions and key in self._operators.functions:
+            module = _module_under_construction()
+            self._functions[key] = _copied(self._operators.functions[key], module.regions[0].blocks[0])
+        return self._functions.get(key, default)
+
+    def __setitem__(self, given: Hashable, function: Any) -> None:
+        key = _exactly(given)
+        self._functions[key] = function
+        self._operators.functions[key] = _copied(function, self._operators.module.body)
+
+
+def _exactly(given: Hashable) -> Hashable:
+    """Equal only for what is also written alike, as ``1`` and ``1.0`` are not, nor ``0.0`` and ``-0.0``."""
+    return given, repr(given)
+
+
+def _copied(function: Any, block: Any) -> Any:
+    with ir.InsertionPoint.at_block_begin(block):
+        return function.clone()
+
+
+def _module_under_construction() -> Any:
+    operation = ir.InsertionPoint.current.block.owner
+    while operation.name != "builtin.module":
+        operation = operation.parent
+    return operation
 
 
 def _configuration() -> Any:

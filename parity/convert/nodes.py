@@ -11,6 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import WORKED_OUT, Constant, Worked
+from parity.errors import RungError
 
 NAMES = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 DTYPES = {
@@ -57,7 +58,11 @@ class Node:
         found = {}
         for options in (self.operator.builtinOptions, self.operator.builtinOptions2):
             for name, value in vars(options).items() if options is not None else ():
-                if name.lower().endswith("subgraphindex") and value >= 0:
+                if "subgraph" not in name.lower():
+                    continue
+                if not name.lower().endswith("subgraphindex"):
+                    raise RungError(f"{self.name} runs subgraphs in a way that is not known here; convert with --plain")
+                if value >= 0:
                     found[name] = int(value)
         return found
 
@@ -103,6 +108,8 @@ class Once:
         return self._place
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # one that is being copied has no table yet
+            raise AttributeError(name)
         return getattr(self._table, name)
 
 

@@ -372,7 +372,6 @@ def remarks(report: Report) -> list[tuple[str, str]]:
         shown(rung.artifact["encoder_recipe"]) for rung in report.rungs if rung.artifact.get("encoder_recipe")
     )
     reason = report.streamed.get("reason") if report.streamed else None
-    cached = [shown(rung.name) for rung in report.rungs if rung.artifact.get("cached")]
     return [
         *([("streamed", f"stage by stage, {shown(reason)}")] if reason else []),
         *(("original", note) for note in notes),
@@ -380,8 +379,18 @@ def remarks(report: Report) -> list[tuple[str, str]]:
         *([("not applied", left_out)] if (left_out := _left_out(report)) else []),
         *(("encoder", f"what only the encoder reads is quantized by {name}") for name in encoders),
         *(("own loss", _own_loss(edge)) for edge in report.edges if edge.own_loss),
-        *([("kept", f"{', '.join(cached)} of an earlier run; --no-cache makes them anew")] if cached else []),
+        *([("kept", kept)] if (kept := _kept(report)) else []),
     ]
+
+
+def _kept(report: Report) -> str:
+    """What is of an earlier run. Of rungs that run files it is the file alone."""
+    kept = [rung for rung in report.rungs if rung.artifact.get("cached")]
+    recorded = ", ".join(shown(rung.name) for rung in kept if "sha256" not in rung.artifact)
+    made = ", ".join(shown(rung.name) for rung in kept if "sha256" in rung.artifact)
+    said = [f"recorded in an earlier run: {recorded}"] if recorded else []
+    said += [f"files made in an earlier run, and run again: {made}"] if made else []
+    return "; ".join([*said, "--no-cache makes all anew"]) if said else ""
 
 
 def _own_loss(edge: Edge) -> str:

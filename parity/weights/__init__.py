@@ -23,7 +23,7 @@ from models.errors import CheckpointError
 from models.registry import Model
 from parity import isolated
 from parity.errors import UsageError, WeightsError
-from parity.files import sha256_of, whole_folder
+from parity.files import sha256_of, unread_sha256, whole_folder
 from parity.inputs import tokenizer_files
 from parity.media.sounds import PROCESSOR
 from parity.weights.draw import Drawn, Manner, plan, write_safetensors
@@ -104,7 +104,7 @@ def resolve(
     label = folder.name if kind == "path" else kind
     folder = completed(folder, model.preset, say)
     model.family.config_from(HFConfig.load(folder))  # refuse what cannot be carried out before anything heavy starts
-    return Weights(kind, label, folder, sha256_of(weight_files(folder)), revision)
+    return Weights(kind, label, folder, sha256_of(weight_files(folder), unread_sha256), revision)
 
 
 def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -> tuple[Path, str]:
@@ -132,7 +132,7 @@ def _intact(folder: Path) -> str | None:
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest["companions"] != _companions(folder):
             return None
-        sha256 = sha256_of(weight_files(folder))
+        sha256 = sha256_of(weight_files(folder), unread_sha256)
         return sha256 if sha256 == manifest["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, CheckpointError):
         return None

@@ -165,6 +165,20 @@ def test_sources_count_by_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len({each.originals for each in seen}) == len({each.ports for each in seen}) == 1
     (inner / "d.py").unlink()
     assert sources() == seen[2]
+    for stray in (".#b.py", "._b.py", "b.backup.py", ".checkpoints/b.py"):
+        (inner / stray).parent.mkdir(exist_ok=True)
+        (inner / stray).symlink_to("nowhere")
+    assert sources() == seen[2], "what no import can name is no module"
+
+
+def test_sources_that_cannot_be_read_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is listed and gone when it is read; nothing is raised."""
+    (tmp_path / "vanishing").mkdir()
+    (tmp_path / "vanishing" / "__init__.py").write_text("")
+    (tmp_path / "vanishing" / "gone.py").symlink_to("nowhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(identity, "FILES", ("vanishing",))
+    assert sources() is None
 
 
 def test_the_sources_are_those_of_the_models_and_of_the_conversion() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from models import registry
 from parity import isolated
-from parity.artifacts import making
+from parity.artifacts import identity, making
 from parity.artifacts.cache import FILE, MANIFEST, ArtifactCache
 from parity.artifacts.identity import Sources, key_of
 from parity.artifacts.making import Artifacts, Made
@@ -23,7 +23,7 @@ from parity.convert.quantize import WeightPrecision
 from parity.convert.recipes import get_recipe
 from parity.convert.rounding import Rounding
 from parity.errors import RungError
-from parity.files import sha256_of
+from parity.files import content_sha256, sha256_of
 from parity.inputs import Inputs, Prompt, PromptSet, TokenizedPrompt
 from parity.runners.base import Recorded
 from parity.trace import PromptTrace, Trace
@@ -183,7 +183,7 @@ def tokens(place: Place, made: Inputs = INPUTS, prompts: PromptSet = PROMPTS) ->
         place.started.append("tokenizing")
         return made
 
-    return place.artifacts().tokens(prompts, place.weights(), place.scratch(), tokenize)
+    return place.artifacts().tokens(prompts, MODEL, place.weights(), place.scratch(), tokenize)
 
 
 def original(
@@ -203,7 +203,7 @@ def original(
         return Recorded(inputs, trace, 5.0, 6.0, "a note")
 
     return (artifacts or place.artifacts()).recording(
-        name, place.weights(), inputs, asked, path, record, original=name == "original"
+        name, MODEL, place.weights(), inputs, asked, path, record, original=name == "original"
     )
 
 
@@ -318,6 +318,37 @@ def test_what_changes_while_it_is_read_poisons_nothing(place: Place, change: Cal
     assert place.cache.entries() == []
     assert len(place.notes) == 1
     assert "is not kept for the next run: what it is made from has changed meanwhile" in place.notes[0]
+
+
+def test_a_port_edited_meanwhile_costs_its_original_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original's recording does not depend on it and is kept; the port's own is not."""
+    assert place.cache.sources
+    edited = replace(place.cache.sources, files="edited", ports="edited")
+    monkeypatch.setattr(making, "sources", lambda: edited)
+    original(place)
+    assert original(place).cached is True
+    original(place, name="reauthored")
+    assert original(place, name="reauthored").cached is False
+    assert "has changed meanwhile" in place.notes[0]
+
+
+def test_what_cannot_be_read_beside_the_weights_stands_only_in_the_way_of_the_cache(place: Place) -> None:
+    """Nobody but the cache looks at a file that is none of the model's."""
+    place.weights_file.with_name("other").mkdir()
+    place.weights_file.with_name("loop").symlink_to("loop")
+    assert [original(place).cached for _ in range(2)] == [False, True]
+    unreadable = place.weights_file.with_name("notes")
+    unreadable.write_text("private")
+
+    def refuse(path: Path) -> str:
+        if path == unreadable:
+            raise PermissionError(13, "Permission denied", str(path))
+        return content_sha256(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity, "unread_sha256", refuse)
+        assert original(place).cached is False
+    assert "notes cannot be read (Permission denied)" in place.notes[0]
 
 
 def test_sources_edited_during_a_run_poison_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,8 +85,10 @@ def test_a_check_again_converts_nothing_and_compares_everything(tmp_path: Path, 
     assert jobs == ["reauthored", "float", "dynamic_int8"]
     assert made(jobs) == []
     assert (first.verdict, again.verdict) == ("PASS", "PASS")
-    kept = "original64, original, float, dynamic_int8"
-    assert dict(figures.remarks(again))["kept"] == f"{kept} of an earlier run; --no-cache makes them anew"
+    assert dict(figures.remarks(again))["kept"] == (
+        "recorded in an earlier run: original64, original; "
+        "files made in an earlier run, and run again: float, dynamic_int8; --no-cache makes all anew"
+    )
     assert again.rungs.pop(2).name == "reauthored"
     assert again.edges.pop(1).candidate == "reauthored"
     for before, after in zip(first.rungs[2:], again.rungs[2:], strict=True):
@@ -97,7 +99,9 @@ def test_a_check_again_converts_nothing_and_compares_everything(tmp_path: Path, 
     other = check(Request(model=MODEL, rungs=("reauthored", "fp16"), cache=cache), QUIET)
     assert other.verdict == "PASS"
     assert jobs == ["quantizing to fp16", "fp16"]
-    assert dict(figures.remarks(other))["kept"].startswith("original64, original, reauthored of an earlier run")
+    assert dict(figures.remarks(other))["kept"] == (
+        "recorded in an earlier run: original64, original, reauthored; --no-cache makes all anew"
+    )
     assert [edge.candidate for edge in other.edges] == ["original", "reauthored", "fp16"]
     assert other.edges[1].metrics["rel_l2"] > 0
 

@@ -206,6 +206,36 @@ def test_buffers_that_share_memory_keep_their_shapes(lowering: Any) -> None:
         np.testing.assert_array_equal(found[name], value.numpy())
 
 
+class Bounded(nn.Module):
+    """An operator that the converter lowers by way of JAX, given a number."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": torch.clamp(x, max=self.most)}
+
+
+def test_what_another_module_had_is_not_lowered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time of lowering goes to operators by way of JAX; one that is written otherwise is another."""
+    from litert_torch.backend.jax_bridge import _wrap
+
+    from parity.convert.internals import Lowering
+    from parity.convert.timings import Timings
+
+    lower, lowered = _wrap._stablehlo_to_vhlo, []
+    monkeypatch.setattr(_wrap, "_stablehlo_to_vhlo", lambda text: lowered.append(text) or lower(text))
+    lowering = Lowering(Timings())
+    x = 4 * torch.randn(2, 8)
+    for most, anew in ((2.0, True), (2.0, False), (3.0, True), (2.0, False), (2, True), (2, False)):
+        lowered.clear()
+        module = Bounded(most)
+        found = run(lowering.lower(module, {"x": torch.zeros_like(x)}), module, x=x)["out"]
+        assert bool(lowered) == anew, f"{most} was {'not ' * anew}lowered again: {RELIED_ON}"
+        np.testing.assert_array_equal(found, module(x)["out"].numpy())
+
+
 def test_arithmetic_on_weights_is_left_to_be_worked_out(lowering: Any) -> None:
     """``weight + 1`` is in the graph as it is written, and gone when it is read: nothing of it is run."""
     from parity.convert.graphs import read_graph
