@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,20 +114,24 @@ def growth(few: int, many: int) -> Iterator[str]:
                 seconds[depth].append((made["seconds"], *seconds_to_store(folders[depth])))
                 megabytes[depth] = made["bytes"] / 1e6
                 say(f"{depth} layers: {seconds[depth][-1]}")
-    medians = {
-        depth: [statistics.median(each) for each in zip(*found, strict=True)] for depth, found in seconds.items()
-    }
+    medians = {depth: _medians(found) for depth, found in seconds.items()}
+    more = _medians([b - a for a, b in zip(*each, strict=True)] for each in zip(*seconds.values(), strict=True))
     yield "## Conversion of more layers, against writing their weights\n"
     yield f"`python benchmarks/conversion.py growth` ({machine()}): {SHAPE} with {few} and with {many} layers,"
     yield "signatures as above. Writing is to read what is stored and to write it as float32, in a process that does"
-    yield f"nothing else, until the system and until the disk has it. Medians of {MORE_ROUNDS}, in turn.\n"
+    yield f"nothing else, until the system and until the disk has it. Medians of {MORE_ROUNDS}, in turn; of what"
+    yield "more layers cost, those of the differences in each turn, for machines get slower and faster meanwhile.\n"
     yield "| layers | file MB | conversion s | writing s | to the disk s |"
     yield "|---:|---:|---:|---:|---:|"
     rows = {str(depth): (megabytes[depth], medians[depth]) for depth in (few, many)}
-    more = [b - a for a, b in zip(medians[few], medians[many], strict=True)]
     for name, (size, took) in {**rows, "more": (megabytes[many] - megabytes[few], more)}.items():
         yield f"| {name} | {size:.0f} | {' | '.join(f'{each:.2f}' for each in took)} |"
     yield f"\nMore layers cost {more[0] / more[1]:.2f} times what writing their weights does."
+
+
+def _medians(rows: Iterable[Sequence[float]]) -> list[float]:
+    """Of every column."""
+    return [statistics.median(column) for column in zip(*rows, strict=True)]
 
 
 def table(heading: str, rows: dict[int, Measured]) -> Iterator[str]:
