@@ -17,8 +17,9 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ from parity.weights import write_checkpoint
 
 MODEL = "smollm-135m"
 PREFILLS, CACHE = (16, 64), 128
-#: How often files are run, each in a process of its own, all in turn.
-ROUNDS = 5
-#: Calls that a rate is the median of.
+#: How often files are run, each time in one process that calls them in turn.
+ROUNDS = 3
+#: Calls of each that a rate is the median of.
 CALLS = 20
 OURS, PLAIN, EXAMPLE, EXPORT_HF = "composed", "plain", "litert-torch's example", "export_hf"
 
@@ -128,44 +129,54 @@ def quantized(source: Path, recipe: str, path: Path) -> bool:
     return True
 
 
-def run(path: str) -> None:
-    """In a process of its own: print the rates of a file. What it computes on does not matter here."""
-    import numpy as np
+def run(*paths: str) -> None:
+    """In a process of its own: print the rates of files, called in turn so that all meet the same machine.
+
+    What they compute on does not matter here.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(path, num_threads=2)
-
-    def seconds(signature: str) -> float:
-        runner = interpreter.get_signature_runner(signature)
-        details = runner.get_input_details()
-        inputs = {name: np.zeros(detail["shape"], detail["dtype"]) for name, detail in details.items()}
-        inputs["input_pos"] = np.arange(inputs["input_pos"].size, dtype=inputs["input_pos"].dtype)
-        runner(**inputs)  # packs the weights
-        return statistics.median(timed(runner, inputs) for _ in range(CALLS))
-
-    longest = max(PREFILLS)
-    prefill = next(name for name in interpreter.get_signature_list() if name.startswith(f"prefill_{longest}"))
-    sys.stdout.write(json.dumps({"prefill": longest / seconds(prefill), "decode": 1 / seconds("decode")}))
+    interpreters = [Interpreter(path, num_threads=2) for path in paths]
+    found: list[dict[str, float]] = [{} for _ in paths]
+    for phase, positions in (("prefill", max(PREFILLS)), ("decode", 1)):
+        calls = [caller(interpreter, phase) for interpreter in interpreters]
+        for call in calls:
+            call()  # packs the weights
+        rounds = [[timed(call) for call in calls] for _ in range(CALLS)]
+        for rates, seconds in zip(found, zip(*rounds, strict=True), strict=True):
+            rates[phase] = positions / statistics.median(seconds)
+    sys.stdout.write(json.dumps(found))
 
 
-def timed(runner: Any, inputs: Any) -> float:
+def caller(interpreter: Any, phase: str) -> Callable[[], object]:
+    """Calls the signature of a phase, the longest for prefill."""
+    import numpy as np
+
+    begins = f"prefill_{max(PREFILLS)}" if phase == "prefill" else "decode"
+    runner = interpreter.get_signature_runner(
+        next(name for name in interpreter.get_signature_list() if name.startswith(begins))
+    )
+    details = runner.get_input_details()
+    inputs = {name: np.zeros(detail["shape"], detail["dtype"]) for name, detail in details.items()}
+    inputs["input_pos"] = np.arange(inputs["input_pos"].size, dtype=inputs["input_pos"].dtype)
+    return partial(runner, **inputs)
+
+
+def timed(call: Callable[[], object]) -> float:
     """Seconds of a call."""
     began = time.perf_counter()
-    runner(**inputs)
+    call()
     return time.perf_counter() - began
 
 
-def rates(files: dict[str, Path]) -> dict[str, Rates]:
-    """The rates of each file, medians over rounds."""
-    found: dict[str, list[Rates]] = {name: [] for name in files}
+def rates(files: dict[str, Path]) -> dict[str, list[Rates]]:
+    """The rates of each file in every round."""
+    rounds = []
     for _ in range(ROUNDS):
-        for name, path in files.items():
-            done = subprocess.run([sys.executable, __file__, "run", path], check=True, capture_output=True, text=True)
-            found[name].append(Rates(**json.loads(done.stdout)))
-    return {
-        name: Rates(*(statistics.median(getattr(each, rate) for each in runs) for rate in ("prefill", "decode")))
-        for name, runs in found.items()
-    }
+        command = [sys.executable, __file__, "run", *files.values()]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        rounds.append([Rates(**each) for each in json.loads(done.stdout)])
+    return dict(zip(files, map(list, zip(*rounds, strict=True)), strict=True))
 
 
 def tables(checkpoint: Path, folder: Path) -> Iterator[str]:
@@ -183,7 +194,7 @@ def tables(checkpoint: Path, folder: Path) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|"
     for way, path in files.items():
         cost = f"{made[way].seconds:.1f} | {made[way].peak:.0f} | {path.stat().st_size / 1e6:.0f}"
-        yield f"| {way} | {cost} | {ran[way].prefill:.0f} | {ran[way].decode:.1f} |"
+        yield f"| {way} | {cost} | {middle(ran[way]).prefill:.0f} | {middle(ran[way]).decode:.1f} |"
     yield "\nProportions of composed to the others, prefill and decode rates; a dash where the AI Edge Quantizer by"
     yield "itself refuses the recipe:\n"
     yield f"| | {' | '.join(list(files)[1:])} |"
@@ -193,19 +204,29 @@ def tables(checkpoint: Path, folder: Path) -> Iterator[str]:
         say(recipe)
         small = {way: folder / f"{path.stem}_{recipe}.tflite" for way, path in files.items()}
         by_parity(checkpoint, small[OURS], "--recipe", recipe)
-        by_parity(checkpoint, small[PLAIN], "--recipe", recipe, "--plain")
-        there = {OURS, PLAIN} | {way for way in (EXAMPLE, EXPORT_HF) if quantized(files[way], recipe, small[way])}
+        there = {OURS} | {way for way in files if way != OURS and quantized(files[way], recipe, small[way])}
         yield proportions(recipe, rates({way: path for way, path in small.items() if way in there}))
         for path in small.values():
             path.unlink(missing_ok=True)
 
 
-def proportions(name: str, ran: dict[str, Rates]) -> str:
-    """A row of the second table; a dash where there is no such file."""
-    ours = ran[OURS]
-    others = [ran.get(way) for way in (PLAIN, EXAMPLE, EXPORT_HF)]
-    cells = [f"{ours.prefill / each.prefill:.2f}, {ours.decode / each.decode:.2f}" if each else "-" for each in others]
-    return f"| {name} ({ours.prefill:.0f}, {ours.decode:.1f} a second) | {' | '.join(cells)} |"
+def middle(values: Iterable[Rates]) -> Rates:
+    """Their medians."""
+    pairs = [(each.prefill, each.decode) for each in values]
+    return Rates(*(statistics.median(column) for column in zip(*pairs, strict=True)))
+
+
+def proportions(name: str, ran: dict[str, list[Rates]]) -> str:
+    """A row of the second table, the medians of each round's; a dash where there is no such file."""
+    cells = []
+    for way in (PLAIN, EXAMPLE, EXPORT_HF):
+        pairs = zip(ran[OURS], ran.get(way, ()), strict=way in ran)
+        ratios = [Rates(ours.prefill / other.prefill, ours.decode / other.decode) for ours, other in pairs]
+        cells.append(f"{middle(ratios).prefill:.2f}, {middle(ratios).decode:.2f}" if ratios else "-")
+    ours = middle(ran[OURS])
+    row = f"| {name} ({ours.prefill:.0f}, {ours.decode:.1f} a second) | {' | '.join(cells)} |"
+    say(row)
+    return row
 
 
 def main(what: str = "", *arguments: str) -> None:
@@ -225,8 +246,9 @@ def main(what: str = "", *arguments: str) -> None:
             "## Against litert-torch's own ways\n",
             f"`python benchmarks/upstream.py` ({machine()}): {MODEL} at full size, signatures",
             f"{', '.join(f'prefill_{length}' for length in PREFILLS)} and `decode`, a cache of {CACHE}. Seconds and",
-            "memory are of whole processes, importing included; rates are of LiteRT's interpreter with two threads,",
-            f"the median of {ROUNDS} processes in turn.\n",
+            "memory are of whole processes, importing included. Rates are of LiteRT's interpreter with two threads,",
+            f"all files of a row called in turn in one process, {CALLS} times each: medians of {ROUNDS} processes, for",
+            "proportions of those in each.\n",
             *lines,
         ],
     )
