@@ -251,10 +251,9 @@ class Artifacts:
         keepsake = Keepsake(self, wanted)
         return Making(keepsake.taken() or isolated.Job(name, job), keepsake.keep)
 
-    def identity(self, wanted: _Wanted[Any], cache: ArtifactCache) -> Identity:
+    def identity(self, wanted: _Wanted[Any], code: Sources) -> Identity:
         """All that a file is made from."""
-        assert cache.sources is not None, "a cache without sources is left alone"
-        return {**wanted.identity(), "sources": wanted.sources(cache.sources), "versions": self._versions}
+        return {**wanted.identity(), "sources": wanted.sources(code), "versions": self._versions}
 
 
 class Keepsake(Generic[T]):
@@ -267,7 +266,8 @@ class Keepsake(Generic[T]):
         self._identity: Identity = {}
         try:
             if self._cache:
-                self._identity = artifacts.identity(wanted, self._cache)
+                assert self._cache.sources is not None, "a cache without sources is left alone"
+                self._identity = artifacts.identity(wanted, self._cache.sources)
         except OSError as error:
             why = f"{error.filename} cannot be read ({error.strerror})"
             artifacts.say(f"{wanted.what} is made anew and not kept: {why}")
@@ -298,7 +298,7 @@ class Keepsake(Generic[T]):
         wanted, key = self._wanted, key_of(self._identity)
         digest = content_sha256(wanted.destination)
         self._artifacts.known[wanted.destination] = digest, wanted.what
-        if not self._unchanged(self._cache):
+        if not self._unchanged():
             self._artifacts.say(
                 f"{wanted.what} is not kept for the next run: what it is made from has changed meanwhile"
             )
@@ -316,16 +316,15 @@ class Keepsake(Generic[T]):
         self._cache.put(key, wanted.destination, manifest, self._artifacts.say, self._artifacts.used)
         self._artifacts.used.add(key)
 
-    def _unchanged(self, cache: ArtifactCache) -> bool:
+    def _unchanged(self) -> bool:
+        code = sources()
+        if code is None:
+            return False
         try:
-            again = self._artifacts.identity(self._wanted, cache)
+            again = self._artifacts.identity(self._wanted, code)
         except (OSError, ParityError):
             return False
-        code, wanted = sources(), self._wanted
-        assert cache.sources is not None, "a cache without sources is left alone"
-        if code is None or wanted.sources(code) != wanted.sources(cache.sources):
-            return False
-        return key_of(again) == key_of(self._identity) and wanted.intact()
+        return key_of(again) == key_of(self._identity) and self._wanted.intact()
 
 
 def _of_files(code: Sources) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from parity import files
 from parity.errors import ParityError, UsageError
 from parity.files import scratch_folder, whole_file, whole_folder, write_whole
 
@@ -174,3 +176,22 @@ def test_a_place_below_a_file_is_wrong_use(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="choose another place"), scratch_folder(tmp_path / "file"):
         pass
+
+
+def test_a_settled_file_is_read_once_and_again_when_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has just been changed is always read, for its times tell nothing yet."""
+    path, read = tmp_path / "weights", []
+    real = files.content_sha256
+    monkeypatch.setattr(files, "content_sha256", lambda each: read.append(each) or real(each))
+    path.write_text("one")
+    assert files.unread_sha256(path) == files.unread_sha256(path) == real(path)
+    assert len(read) == 2, "it has just been written"
+    monkeypatch.setattr(files, "_SETTLED", -1)
+    assert files.unread_sha256(path) == files.unread_sha256(path) == real(path)
+    assert len(read) == 3
+    path.write_text("two")
+    os.utime(path, ns=(0, 0))
+    assert files.unread_sha256(path) == real(path)
+    assert len(read) == 4
