@@ -37,6 +37,8 @@ T = TypeVar("T")
 #: Tells how far a job is: steps done, steps in all.
 Progress = Callable[[int, int], None]
 
+#: MB that processes forked from this one have taken by themselves.
+_beside: list[float] = []
 #: Imported once by the server that jobs are forked from.
 PRELOAD = ["numpy", "torch", "models.authoring.decoder"]
 PRELOAD_ORIGINALS = ["transformers.modeling_utils", "transformers.generation"]
@@ -46,7 +48,10 @@ _SERVED, _FORKED = multiprocessing.get_context("forkserver"), multiprocessing.ge
 
 @dataclass(frozen=True)
 class Finished(Generic[T]):
-    """A job's result, its wall time, and the peak resident memory of its process."""
+    """A job's result, its wall time, and the peak resident memory of its process.
+
+    What processes that it forked took besides what they share with it counts as its own, each at its peak.
+    """
 
     value: T
     seconds: float
@@ -61,6 +66,7 @@ class Job(Generic[T]):
 
     def __init__(self, name: str, function: Callable[[Progress], T], *, forked: bool = False) -> None:
         self.name = name
+        self._forked = forked
         self._place = ExitStack()
         self._began = time.perf_counter()
         try:
@@ -117,6 +123,8 @@ class Job(Generic[T]):
             raise RungError(f"{self.name} failed: {payload}")
         if kind == "done":
             value, peak, ended = payload
+            if self._forked:
+                _beside.append(peak)
             self._process.join()
             return Finished(value, ended - self._began, peak)
         if on_progress:
@@ -213,9 +221,11 @@ def _work(given: bytes | Callable[[Progress], Any], connection: Connection, log:
         os.dup2(file.fileno(), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        _beside.clear()  # those of the parent
+        shared = 0.0 if isinstance(given, bytes) else _peak()
         function = pickle.loads(given) if isinstance(given, bytes) else given  # noqa: S301  (our own parent wrote it)
         value = function(lambda done, total: connection.send(("progress", (done, total))))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = _peak() - shared + sum(_beside)
         # When it ended, by the clock that all processes share: its result may be taken much later.
         connection.send(("done", (value, peak, time.perf_counter())))
     except (ParityError, ModelError) as error:
@@ -225,6 +235,11 @@ def _work(given: bytes | Callable[[Progress], Any], connection: Connection, log:
         connection.send(("crashed", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
     finally:
         connection.close()
+
+
+def _peak() -> float:
+    """MB that this process had at most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _end_with_parent() -> None:

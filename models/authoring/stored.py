@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,26 +37,26 @@ class StoredModel:
         with Checkpoint(folder) as checkpoint:
             self._operations = list(family.weight_map_of(self.config, checkpoint))
             headers = {name: checkpoint[name].to("meta") for name in checkpoint}
-        model = self.build()
-        load_weights(model, self._operations, headers)
-        self._names = names_of_each(model)
+        self._checked = self.build()
+        load_weights(self._checked, self._operations, headers)
+        self._names = names_of_each(self._checked)
 
     def build(self) -> Model:
         """The model on the meta device."""
         return self._family.build(self.config, fused=self._fused, device="meta")
 
+    @cached_property
     def hollow(self) -> Model:
         """The model with room for its parameters, which is not taken as long as nobody writes to it."""
         import torch
         from torch import nn
 
-        model = self.build()
         for tied in self._names:
-            like = model.get_parameter(tied[0])
+            like = self._checked.get_parameter(tied[0])
             room = nn.Parameter(torch.empty_like(like, device="cpu"), requires_grad=False)
             for name in tied:
-                assign(model, name, room)
-        return model
+                assign(self._checked, name, room)
+        return self._checked
 
     @contextmanager
     def values(self) -> Iterator[Mapping[str, Tensor]]:

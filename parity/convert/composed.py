@@ -36,35 +36,34 @@ def compose(
     The model's own parameters have shapes, ``values`` their values. Returns the names of the weights, in file order.
     """
     composer = Composer(dict(model.named_parameters()), timings)
-    return write_signatures(composer, values, signatures, metadata, destination, progress)
+    with Writer(destination, values, early=len(signatures) > 1) as writer:
+        return write_signatures(composer, writer, signatures, metadata, progress)
 
 
 def write_signatures(
     composer: Composer,
-    values: Mapping[str, Tensor],
+    writer: Writer,
     signatures: Sequence[Signature],
     metadata: Mapping[str, bytes],
-    destination: Path,
     progress: isolated.Progress,
 ) -> tuple[str, ...]:
-    """Convert signatures to a file; ``values`` are asked for by name when they are written."""
+    """Convert signatures and write the file."""
     linker = Linker(len(signatures))
     total = sum(len(signature.entry.stages) for signature in signatures)
     done = 0
-    with Writer(destination, values) as writer:
-        for signature in signatures:
-            linker.begin(signature.name)
-            known: dict[str, Value] = {}
-            samples = dict(signature.inputs)
-            for stage in signature.entry.stages:
-                progress(done, total)
-                composer.place(linker, stage, known, samples)
-                done += 1
-            linker.finish(known, signature.inputs, signature.entry.outputs)
-            if signature is signatures[0] and len(signatures) > 1:
-                linker.begin_writing(writer)
-        with composer.timings.spent("writing"):
-            return linker.write(writer, metadata, progress)
+    for signature in signatures:
+        linker.begin(signature.name)
+        known: dict[str, Value] = {}
+        samples = dict(signature.inputs)
+        for stage in signature.entry.stages:
+            progress(done, total)
+            composer.place(linker, stage, known, samples)
+            done += 1
+        linker.finish(known, signature.inputs, signature.entry.outputs)
+        if signature is signatures[0] and writer.early:
+            linker.begin_writing(writer)
+    with composer.timings.spent("writing"):
+        return linker.write(writer, metadata, progress)
 
 
 class _Alone(nn.Module):

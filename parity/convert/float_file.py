@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -107,7 +106,7 @@ def for_export(family: str, folder: Path, *, plain: bool = False) -> Iterator[tu
     else:
         stored = StoredModel(registry.family(family), folder, fused=True)
         with stored.values() as values:
-            yield stored.hollow(), values
+            yield stored.hollow, values
 
 
 def prepare_converter() -> None:
@@ -120,7 +119,6 @@ def prepare_converter() -> None:
     warnings.simplefilter("default")
     logging.getLogger().setLevel(logging.WARNING)
     gc.disable()  # this process ends with the conversion; collecting its many small graph objects costs a seventh of it
-    sys.setswitchinterval(5e-4)  # so that the thread that writes weights seldom waits for this one
     torch.set_num_threads(1)  # tracing computes nothing large, and other rungs may be running beside it
 
 

@@ -11,7 +11,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import Constant, Literal, Parameter
 from parity.convert.fusing import fused
-from parity.convert.nodes import Node, Once, shape_of, type_of
+from parity.convert.nodes import Node, shape_of, type_of
+from parity.convert.packing import Once, shallow
 from parity.errors import RungError
 
 
@@ -68,9 +69,9 @@ def _graph(
     model: Any, number: int, parameters: Mapping[int, str], inputs: Mapping[str, int], outputs: Mapping[str, int]
 ) -> Graph:
     subgraph = model.subgraphs[number]
-    tensors = list(subgraph.tensors)
-    for tensor in tensors:
-        tensor.quantization = tensor.quantization and Once(tensor.quantization)
+    tensors = [
+        shallow(each, buffer=0, quantization=each.quantization and Once(each.quantization)) for each in subgraph.tensors
+    ]
     constants = dict(_literals(model, subgraph))
     for place, name in parameters.items():
         constants[place] = Constant(*type_of(tensors[place]), Parameter(name))

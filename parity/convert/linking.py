@@ -18,14 +18,15 @@ from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import Constant
 from parity.convert.graphs import Graph
-from parity.convert.nodes import Node, Once, shallow
+from parity.convert.nodes import Node
+from parity.convert.packing import Alike, Once, shallow
 from parity.convert.stored import names_of
 from parity.convert.writing import SMALL, Writer
 
 if TYPE_CHECKING:
     from parity import isolated
 
-#: Bytes that a tensor, an operator or a buffer takes in a file, besides names and values: 38 to 39 in tiny presets.
+#: Bytes that a tensor, an operator or a buffer takes in a file, besides names and values: 38 to 40 in tiny presets.
 _ITEM = 40
 #: How much larger signatures may be, on average, than those before them.
 _SPARE = 1.5
@@ -70,6 +71,7 @@ class Linker:
         self._buffers: dict[Constant, int] = {}
         self._bodies: dict[Graph, tuple[list[Any], list[Once]]] = {}
         self._called: list[Any] = []
+        self._likes: dict[Node, Any] = {}
         self._metadata: dict[str, bytes] = {}
         self._model: Any = None
         self._current: _Signature | None = None
@@ -166,7 +168,7 @@ class Linker:
         """The tensor of a constant."""
         known = self._now.constants
         if constant not in known:
-            buffer = self._buffers.setdefault(constant, len(self._buffers) + 1)
+            buffer = self._buffer(constant)
             name = constant.name or str(buffer)
             self._now.named[name] += 1
             if self._now.named[name] > 1:
@@ -182,11 +184,13 @@ class Linker:
             self._now.tensors.append(tensor)
         return known[constant]
 
+    def _buffer(self, constant: Constant) -> int:
+        """The number of what holds a constant."""
+        return self._buffers.setdefault(constant, len(self._buffers) + 1)
+
     def _tensor(self, like: Any, name: str) -> int:
         """A tensor that a caller or an operator gives its values."""
-        tensor = shallow(like)
-        tensor.name, tensor.buffer = f"{self._now.name}/{name}".encode(), 0
-        self._now.tensors.append(tensor)
+        self._now.tensors.append(Alike(like, name=f"{self._now.name}/{name}".encode()))
         return len(self._now.tensors) - 1
 
     def _code(self, code: Any) -> int:
@@ -199,11 +203,15 @@ class Linker:
     def _table(self, operator: _Operator, places: Mapping[int, int]) -> Any:
         """The operator, its tensors in their places."""
         node, within = operator.node, operator.graph.within
-        table = node.calling({number: self._call(within[number]) for number in node.calls.values()})
-        table.opcodeIndex = self._code(node.code)
-        table.inputs = np.array([places[place] for place in operator.inputs], np.int32)
-        table.outputs = np.array([places[place] for place in operator.outputs], np.int32)
-        return table
+        inputs, outputs = (
+            np.array([places[place] for place in side], np.int32) for side in (operator.inputs, operator.outputs)
+        )
+        if node.calls:
+            table = node.calling({number: self._call(within[number]) for number in node.calls.values()})
+            return shallow(table, opcodeIndex=self._code(node.code), inputs=inputs, outputs=outputs)
+        if node not in self._likes:
+            self._likes[node] = shallow(node.operator, opcodeIndex=self._code(node.code))
+        return Alike(self._likes[node], inputs=inputs, outputs=outputs)
 
     def _call(self, graph: Graph) -> int:
         """The number of a subgraph that one operator runs, its own.
@@ -214,12 +222,9 @@ class Linker:
             self._bodies[graph] = self._body(graph)
         likes, operators = self._bodies[graph]
         name = f"within_{len(self._called)}"
-        tensors = [shallow(like) for like in likes]
-        for place, tensor in enumerate(tensors):
-            tensor.name = f"{name}/{place}".encode()
         self._called.append(
             schema.SubGraphT(
-                tensors=tensors,
+                tensors=[Alike(like, name=f"{name}/{place}".encode()) for place, like in enumerate(likes)],
                 inputs=np.array(list(graph.inputs.values()), np.int32),
                 outputs=np.array(list(graph.outputs.values()), np.int32),
                 operators=operators,
@@ -230,10 +235,9 @@ class Linker:
 
     def _body(self, graph: Graph) -> tuple[list[Any], list[Once]]:
         """What subgraphs of one graph have alike: tensors but for their names, and operators."""
-        tensors = [shallow(each) for each in graph.tensors]
-        for place, tensor in enumerate(tensors):
-            constant = graph.constants.get(place)
-            tensor.buffer = self._buffers.setdefault(constant, len(self._buffers) + 1) if constant else 0
+        tensors = list(graph.tensors)
+        for place, constant in graph.constants.items():
+            tensors[place] = shallow(tensors[place], buffer=self._buffer(constant))
         places = {place: place for place in range(-1, len(tensors))}
         operators = [_Operator(node, graph, node.inputs, node.outputs) for node in graph.nodes]
         return tensors, [Once(self._table(operator, places)) for operator in operators]

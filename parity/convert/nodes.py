@@ -11,6 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from parity.convert.constants import WORKED_OUT, Constant, Worked
+from parity.convert.packing import shallow
 from parity.errors import RungError
 
 NAMES = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
@@ -91,33 +92,6 @@ class Node:
                         setattr(options, name, numbers[number])
                 setattr(moved, side, options)
         return moved
-
-
-class Once:
-    """A table that several others have: it is written once, and all of them point to it."""
-
-    def __init__(self, table: Any) -> None:
-        self._table = table
-        self._builder: Any = None
-        self._place = 0
-
-    def Pack(self, builder: Any) -> int:  # noqa: N802  (what the tables around it call)
-        """Its place in what the builder has built."""
-        if builder is not self._builder:
-            self._builder, self._place = builder, self._table.Pack(builder)
-        return self._place
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # one that is being copied has no table yet
-            raise AttributeError(name)
-        return getattr(self._table, name)
-
-
-def shallow(table: Any) -> Any:
-    """A table with the same fields; ``copy.copy`` takes several times as long."""
-    other = object.__new__(type(table))
-    other.__dict__.update(table.__dict__)
-    return other
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ class StageFiles:
         from parity.convert.timings import Timings
 
         self.parts = parts
-        hollow = parts.hollow()
+        hollow = parts.hollow
         names = {id(parameter): name for name, parameter in hollow.named_parameters()}
         self._cutter = Cutter(names, most)
         whole = list(whole_signatures(hollow, export))
@@ -63,9 +63,11 @@ class StageFiles:
         Returns the names of the weights, in file order.
         """
         from parity.convert.composed import write_signatures
+        from parity.convert.writing import Writer
 
         values = self._cutter.values(dict(self.parts.model.named_parameters(remove_duplicate=False)))
-        return write_signatures(self._composer, values, self._signatures[stage], {}, path, lambda _done, _total: None)
+        with Writer(path, values) as writer:
+            return write_signatures(self._composer, writer, self._signatures[stage], {}, lambda _done, _total: None)
 
     def _cut(self, whole: Signature) -> list[Stage]:
         """The stages of a signature, large ones in pieces."""

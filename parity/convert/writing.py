@@ -1,30 +1,33 @@
 """Writing a file: its graphs first, behind them its large constants, from where they are straight to where they belong.
 
-Most constants are known with the first signature, while lowering the others takes the time. So a thread writes them
-meanwhile, behind room for the graphs; what the graphs leave of it stays empty.
+Most constants are known with the first signature, while lowering the others takes the time. So another process writes
+them meanwhile, behind room for the graphs; what the graphs leave of it stays empty. A thread would not do: lowering is
+Python as well, and every call of the one would wait for the other.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from io import FileIO
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from numpy.typing import NDArray
 
+from parity import isolated
 from parity.convert.constants import Constant
+from parity.convert.packing import Builder
 from parity.errors import RungError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from parity import isolated
 
 #: The runtime's kernels want constants at multiples of this.
 ALIGNMENT = 64
@@ -38,71 +41,69 @@ _IDENTIFIER = b"TFL3"
 class Writer:
     """A file while it is written; use as a context manager.
 
-    ``parameters`` are asked for by name, one at a time and by one thread, when their turn comes. What that raises,
-    ``finish`` does.
+    ``parameters`` are asked for by name, one at a time, when their turn comes. ``early`` writers have a process beside
+    this one to ``begin`` with. It is forked here and now, so nothing may have started threads of its own before.
     """
 
-    def __init__(self, path: Path, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, path: Path, parameters: Mapping[str, Tensor], *, early: bool = False) -> None:
         self._parameters = parameters
         self._room = self._end = 0
         self._places: dict[Constant, int] = {}
-        self._written: list[Future[None]] = []
-        self._file = path.open("wb")
-        self._thread = ThreadPoolExecutor(1)
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(path.open("wb", buffering=0))
+        self._helper = _Helper(path, parameters, self._stack) if early else None
+
+    @property
+    def early(self) -> bool:
+        """Whether it can ``begin``."""
+        return self._helper is not None
 
     def begin(self, room: int, constants: Iterable[Constant]) -> None:
-        """Leave that many bytes to the graphs, and start to write behind them what is known of the constants."""
-        self._room = self._end = self._file.seek(room)
-        self._places.clear()
-        self._add(constants)
+        """Leave that many bytes to the graphs, and have written behind them what is known of the constants."""
+        assert self._helper is not None, "made as an early writer"
+        self._room = self._end = room
+        self._helper.begin(self._place(constants))
 
     def finish(
         self, model: Any, constants: Sequence[Constant], metadata: Mapping[str, bytes], progress: isolated.Progress
     ) -> None:
         """Write a model whose tensors number their buffers: 0 is empty, ``n + 1`` holds ``constants[n]``.
 
-        Graphs that need more room than they were left have everything written again.
+        Graphs that need more room than they were left have everything written again. Raises what reading or writing
+        constants has raised, here or in the process beside.
         """
         large = sum(constant.bytes + ALIGNMENT for constant in constants if constant.bytes > SMALL)
         outside = self._room + large > _REACH
         header = self._header(model, constants, metadata, outside=outside)
-        if len(header) <= self._room:
-            self._add(constants)
-        else:
+        if len(header) > self._room:
             if not outside and (outside := len(header) + large > _REACH):
                 header = self._header(model, constants, metadata, outside=True)
-            self._written_so_far(progress)
+            self._wait(progress)
             self._file.truncate(0)
-            self.begin(len(header), constants)
+            self._room = self._end = len(header)
+            self._places.clear()
+        _write(self._file, self._place(constants), self._parameters, progress)
         for number, constant in enumerate(constants, start=1):
             if constant in self._places:
                 _point(header, number, self._places[constant], constant.bytes, outside=outside)
-        self._written_so_far(progress)
-        self._file.seek(0)
-        self._file.write(header)
+        self._wait(progress)
+        _put(self._file, 0, header)
 
-    def _add(self, constants: Iterable[Constant]) -> None:
-        """Have those written that are not yet."""
+    def _wait(self, progress: isolated.Progress) -> None:
+        """For the process beside."""
+        if self._helper:
+            self._helper.finish(progress)
+
+    def _place(self, constants: Iterable[Constant]) -> dict[Constant, int]:
+        """Where those go, in bytes from the file's beginning, that have no place yet and are not among the graphs."""
+        places = {}
         for constant in constants:
             if constant.bytes > SMALL and constant not in self._places:
+                # Its size is just before it.
                 start = -(-(self._end + 4) // ALIGNMENT) * ALIGNMENT
-                self._written.append(self._thread.submit(self._append, constant, start - self._end))
-                self._places[constant], self._end = start, start + constant.bytes
-
-    def _append(self, constant: Constant, gap: int) -> None:
-        """Write a constant ``gap`` bytes behind the one before, its size just before it."""
-        values = np.ascontiguousarray(constant.values(self._parameters)).reshape(-1).view(np.uint8)
-        if values.nbytes != constant.bytes:
-            name = constant.name or "a constant"
-            raise RungError(f"{name} has {values.nbytes} bytes, not {constant.bytes}; convert with --plain")
-        self._file.write(struct.pack(f"<{gap - 4}xI", constant.bytes if constant.bytes < 2**32 else 0))
-        self._file.write(values.data)
-
-    def _written_so_far(self, progress: isolated.Progress) -> None:
-        """Wait until the thread has nothing left to do."""
-        for done, written in enumerate(self._written):
-            progress(done, len(self._written))
-            written.result()
+                places[constant], self._end = start, start + constant.bytes
+        self._places |= places
+        return places
 
     def _header(
         self, model: Any, constants: Sequence[Constant], metadata: Mapping[str, bytes], *, outside: bool
@@ -114,12 +115,12 @@ class Writer:
                 nowhere = schema.BufferT(offset=1, size=1) if outside else schema.BufferT(data=np.zeros(0, np.uint8))
                 buffers.append(nowhere)
             else:
-                buffers.append(_buffer(self._thread.submit(constant.values, self._parameters).result().tobytes()))
+                buffers.append(_buffer(constant.values(self._parameters).tobytes()))
         model.metadata = [
             schema.MetadataT(name=name, buffer=number) for number, name in enumerate(metadata, start=len(buffers))
         ]
         model.buffers = [*buffers, *map(_buffer, metadata.values())]
-        builder = _Builder(2**20)
+        builder = Builder(2**20)
         builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
         return bytearray(builder.Output())
 
@@ -129,23 +130,74 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.shutdown(cancel_futures=True)
-        self._file.close()
+        self._stack.close()
 
 
-class _Builder(flatbuffers.Builder):  # type: ignore[misc]  # it has no types
-    """Vectors that are alike are written once: most tensors have one of a few shapes."""
+class _Helper:
+    """A process beside this one that writes constants to a file when it is told where; it ends with the stack."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self._vectors: dict[tuple[str, bytes], int] = {}
+    def __init__(self, path: Path, parameters: Mapping[str, Tensor], stack: ExitStack) -> None:
+        theirs, ours = multiprocessing.Pipe(duplex=False)
+        self._told = stack.enter_context(ours)
+        with theirs:
+            job = isolated.fork("writing weights", partial(_write_told, theirs, path, parameters))
+        self._job = stack.enter_context(job)
+        self._busy = False
 
-    def CreateNumpyVector(self, x: NDArray[Any]) -> int:  # noqa: N802  (the library's name)
-        """The place of the vector."""
-        key = x.dtype.str, x.tobytes()
-        if key not in self._vectors:
-            self._vectors[key] = super().CreateNumpyVector(x)
-        return self._vectors[key]
+    def begin(self, places: Mapping[Constant, int]) -> None:
+        """Have those written."""
+        self._told.send(places)
+        self._busy = True
+
+    def finish(self, progress: isolated.Progress) -> None:
+        """Wait until they are. Raises what has come between."""
+        if self._busy:
+            self._busy = False
+            if failure := self._job.result(progress).value:
+                raise failure
+
+
+def _write_told(
+    told: Connection, path: Path, parameters: Mapping[str, Tensor], progress: isolated.Progress
+) -> OSError | None:
+    """Write the constants that another process tells of; what the disk says to it is for that process to say."""
+    import torch
+
+    torch.set_num_threads(1)  # more would be those of the process that this one was forked from
+    places = told.recv()
+    try:
+        with path.open("r+b", buffering=0) as file:
+            _write(file, places, parameters, progress)
+    except OSError as error:
+        return error
+    return None
+
+
+def _write(
+    file: FileIO, places: Mapping[Constant, int], parameters: Mapping[str, Tensor], progress: isolated.Progress
+) -> None:
+    """Write constants to their places in a file."""
+    for done, (constant, start) in enumerate(places.items()):
+        progress(done, len(places))
+        _write_one(file, constant, start, parameters)
+
+
+def _write_one(file: FileIO, constant: Constant, start: int, parameters: Mapping[str, Tensor]) -> None:
+    """Write a constant, its size just before it; its values are gone afterwards."""
+    values = np.ascontiguousarray(constant.values(parameters)).reshape(-1).view(np.uint8)
+    if values.nbytes != constant.bytes:
+        name = constant.name or "a constant"
+        raise RungError(f"{name} has {values.nbytes} bytes, not {constant.bytes}; convert with --plain")
+    _put(file, start - 4, struct.pack("<I", constant.bytes if constant.bytes < 2**32 else 0))
+    _put(file, start, values.data)
+
+
+def _put(file: FileIO, place: int, content: bytes | bytearray | memoryview) -> None:
+    """Write all of it; the system may take a part at a time."""
+    file.seek(place)
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _buffer(data: bytes) -> Any:

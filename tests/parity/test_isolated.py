@@ -40,6 +40,17 @@ def _raise(error: Exception, _: isolated.Progress) -> None:
     raise error
 
 
+def _take(megabytes: int, _: isolated.Progress) -> int:
+    return len(bytes(range(256)) * (megabytes * 4000))
+
+
+def _take_beside(before: int, beside: int, progress: isolated.Progress) -> int:
+    held = bytes(range(256)) * (before * 4000)
+    with isolated.fork("taking", partial(_take, beside)) as job:
+        progress(0, 1)
+        return len(held) + job.result().value
+
+
 def _pid(_: isolated.Progress) -> int:
     return os.getpid()
 
@@ -54,6 +65,13 @@ def test_result_progress_and_cost_come_back(capfd: pytest.CaptureFixture[str]) -
     assert finished.peak_rss_mb > 1
     captured = capfd.readouterr()
     assert "chatter" not in captured.out + captured.err
+
+
+def test_what_a_forked_process_takes_for_itself_counts() -> None:
+    """And what it shares with the one that forked it counts once."""
+    alone = isolated.run("taking", partial(_take, 100)).peak_rss_mb
+    both = isolated.run("taking", partial(_take_beside, 100, 200)).peak_rss_mb
+    assert alone + 150 < both < alone + 290
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGTERM])

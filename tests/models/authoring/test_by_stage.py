@@ -41,7 +41,7 @@ def test_values_that_stay_in_the_checkpoint_are_those_of_the_model(
     folder = drawn(model, tmp_path)
     whole = dict(model.family.load(folder).named_parameters())
     stored = StoredModel(model.family, folder)
-    assert {name: value.shape for name, value in stored.hollow().named_parameters()} == {
+    assert {name: value.shape for name, value in stored.hollow.named_parameters()} == {
         name: value.shape for name, value in whole.items()
     }
     with stored.values() as values:

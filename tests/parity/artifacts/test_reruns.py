@@ -35,8 +35,8 @@ QUIET = Reporter(Console(stderr=True), quiet=True)
 #: The file's weights are NaN, an ERROR: what FAILs would be bisected, which takes longer.
 BROKEN = Rewrite(
     "parity.convert.float_file",
-    "yield stored.hollow(), values\n",
-    "yield stored.hollow(), {name: value * float('nan') for name, value in values.items()}\n",
+    "yield stored.hollow, values\n",
+    "yield stored.hollow, {name: value * float('nan') for name, value in values.items()}\n",
 )
 
 

@@ -6,8 +6,11 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from os import getpid, kill
 from pathlib import Path
-from threading import Event, Timer
+from resource import RLIM_INFINITY, RLIMIT_FSIZE, setrlimit
+from signal import SIGKILL
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -288,15 +291,23 @@ def test_the_quantizer_reads_it(which: str, tmp_path: Path, request: pytest.Fixt
 
 
 class OneAtATime(Mapping[str, Tensor]):
-    """Parameters that are made when they are asked for, and must be gone when the next one is."""
+    """Parameters that are made when they are asked for, and must be gone when the next one is.
 
-    def __init__(self) -> None:
-        self.asked: list[str] = []
+    What is asked for, in whichever process, is noted in a file.
+    """
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
         self._last: Any = lambda: None
+
+    @property
+    def asked(self) -> list[str]:
+        return self._notes.read_text().split()
 
     def __getitem__(self, name: str) -> Tensor:
         assert self._last() is None, f"{self.asked[-1]} is still there when {name} is asked for"
-        self.asked.append(name)
+        with self._notes.open("a") as notes:
+            notes.write(f"{name}\n")
         value = parameters()[name].clone()
         self._last = weakref.ref(value.untyped_storage())
         return value
@@ -310,7 +321,7 @@ class OneAtATime(Mapping[str, Tensor]):
 
 def test_weights_are_asked_for_one_at_a_time(file: Path, tmp_path: Path) -> None:
     """Each large one once, when its turn comes, and none of them is held on to."""
-    source = OneAtATime()
+    source = OneAtATime(tmp_path / "asked")
     again = write(linked(), tmp_path / "model.tflite", source)
     assert Counter(name for name in source.asked if len(SHAPES[name]) == 2) == Counter(
         name for name, shape in SHAPES.items() if len(shape) == 2
@@ -320,7 +331,7 @@ def test_weights_are_asked_for_one_at_a_time(file: Path, tmp_path: Path) -> None
 
 def write_early(path: Path, values: Mapping[str, Tensor]) -> Path:
     """The file, begun with its first signature."""
-    with Writer(path, values) as writer:
+    with Writer(path, values, early=True) as writer:
         linked(early=writer).write(writer, {}, lambda *_: None)
     return path
 
@@ -331,7 +342,7 @@ def test_weights_are_written_while_signatures_are_linked(
 ) -> None:
     """Each once, behind room that graphs turn out not to need, inside of tables or outside; nothing else changes."""
     monkeypatch.setattr(writing, "_REACH", reach)
-    source = OneAtATime()
+    source = OneAtATime(tmp_path / "asked")
     early = write_early(tmp_path / "early.tflite", source)
     assert max(Counter(name for name in source.asked if len(SHAPES[name]) == 2).values()) == 1
     assert early.stat().st_size > file.stat().st_size
@@ -348,7 +359,7 @@ def test_graphs_that_outgrow_their_room_have_everything_written_again(
 
 
 def test_a_weight_that_cannot_be_read_ends_the_file(tmp_path: Path) -> None:
-    """With its own message, whichever thread it was asked for by."""
+    """With its own message, whichever process it was asked for by."""
 
     class Torn(OneAtATime):
         def __getitem__(self, name: str) -> Tensor:
@@ -357,26 +368,62 @@ def test_a_weight_that_cannot_be_read_ends_the_file(tmp_path: Path) -> None:
             return super().__getitem__(name)
 
     with pytest.raises(CheckpointError, match=r"blocks\.1\.up holds NaN"):
-        write_early(tmp_path / "early.tflite", Torn())
+        write_early(tmp_path / "early.tflite", Torn(tmp_path / "asked"))
 
 
 def test_a_conversion_that_fails_stops_the_writing(tmp_path: Path) -> None:
     """Nothing more is asked for once the writer is left."""
-    source, go_on = OneAtATime(), Event()
 
     class Slow(OneAtATime):
         def __getitem__(self, name: str) -> Tensor:
-            go_on.wait()
-            return source[name]
+            value = super().__getitem__(name)
+            sleep(60)
+            return value
 
     def fail(writer: Writer) -> None:
         linked(early=writer)
-        Timer(0.1, go_on.set).start()
+        while not source.asked:
+            sleep(0.01)
         raise ArithmeticError("lowering failed")
 
-    with pytest.raises(ArithmeticError, match="lowering"), Writer(tmp_path / "model.tflite", Slow()) as writer:
+    source = Slow(tmp_path / "asked")
+    (tmp_path / "asked").touch()
+    began = monotonic()
+    with (
+        pytest.raises(ArithmeticError, match="lowering"),
+        Writer(tmp_path / "model.tflite", source, early=True) as writer,
+    ):
         fail(writer)
     assert len(source.asked) == 1
+    assert monotonic() - began < 60
+
+
+def test_a_process_that_is_killed_while_it_writes_is_an_error(tmp_path: Path) -> None:
+    """As when memory is short; the reason is said."""
+
+    class Deadly(OneAtATime):
+        def __getitem__(self, name: str) -> Tensor:
+            if getpid() != here:
+                kill(getpid(), SIGKILL)
+            return super().__getitem__(name)
+
+    here = getpid()
+    with pytest.raises(RungError, match="writing weights was killed by SIGKILL; the machine may have run out"):
+        write_early(tmp_path / "early.tflite", Deadly(tmp_path / "asked"))
+
+
+def test_what_the_disk_says_while_weights_are_written_beside(tmp_path: Path) -> None:
+    """Is raised as if it had been said here."""
+
+    class Full(OneAtATime):
+        def __getitem__(self, name: str) -> Tensor:
+            if getpid() != here:
+                setrlimit(RLIMIT_FSIZE, (100, RLIM_INFINITY))
+            return super().__getitem__(name)
+
+    here = getpid()
+    with pytest.raises(OSError, match="File too large"):
+        write_early(tmp_path / "early.tflite", Full(tmp_path / "asked"))
 
 
 def single(making: Making, tmp_path: Path, *, keep: Mapping[str, int], copies: int = 1, **metadata: bytes) -> Path:
