@@ -33,7 +33,7 @@ DEPTHS = (3, 6, 12, 24, 48)
 PREFILLS = (16, 64, 128, 256)
 CACHE = 320
 #: How often a composed conversion is run, and how often where two of them are subtracted.
-ROUNDS, MORE_ROUNDS = 5, 11
+ROUNDS, MORE_ROUNDS = 5, 16
 #: Seconds until a conversion has lowered its first signature and begins to write.
 BEFORE_WRITING = 3.0
 
@@ -108,8 +108,8 @@ def growth(few: int, many: int) -> Iterator[str]:
     seconds: dict[int, list[tuple[float, float, float]]] = {few: [], many: []}
     megabytes = {}
     with drawn(few, many) as folders:
-        for _ in range(MORE_ROUNDS):
-            for depth in (few, many):
+        for turn in range(MORE_ROUNDS):
+            for depth in (few, many) if turn % 2 else (many, few):
                 (made,) = _bench(folders[depth], PREFILLS[:2], 128, "--rounds", "1")["float"]
                 seconds[depth].append((made["seconds"], *seconds_to_store(folders[depth])))
                 megabytes[depth] = made["bytes"] / 1e6
@@ -119,8 +119,9 @@ def growth(few: int, many: int) -> Iterator[str]:
     yield "## Conversion of more layers, against writing their weights\n"
     yield f"`python benchmarks/conversion.py growth` ({machine()}): {SHAPE} with {few} and with {many} layers,"
     yield "signatures as above. Writing is to read what is stored and to write it as float32, in a process that does"
-    yield f"nothing else, until the system and until the disk has it. Medians of {MORE_ROUNDS}, in turn; of what"
-    yield "more layers cost, those of the differences in each turn, for machines get slower and faster meanwhile.\n"
+    yield f"nothing else, until the system and until the disk has it. Medians of {MORE_ROUNDS}, in turn, each depth"
+    yield "first every other time; of what more layers cost, those of the differences in each turn, for machines get"
+    yield "slower and faster meanwhile.\n"
     yield "| layers | file MB | conversion s | writing s | to the disk s |"
     yield "|---:|---:|---:|---:|---:|"
     rows = {str(depth): (megabytes[depth], medians[depth]) for depth in (few, many)}
