@@ -69,6 +69,7 @@ def _graph(
     model: Any, number: int, parameters: Mapping[int, str], inputs: Mapping[str, int], outputs: Mapping[str, int]
 ) -> Graph:
     subgraph = model.subgraphs[number]
+    # What tensors hold is looked up by ``constants``; the numbers of buffers mean nothing in another file.
     tensors = [
         shallow(each, buffer=0, quantization=each.quantization and Once(each.quantization)) for each in subgraph.tensors
     ]

@@ -71,7 +71,7 @@ class _Layout:
     place: int
     content: bytes
     shared: tuple[int, ...]
-    own: tuple[int, ...]
+    own: dict[str, int]
 
 
 class Builder(flatbuffers.Builder):  # type: ignore[misc]  # it has no types
@@ -103,7 +103,8 @@ class Builder(flatbuffers.Builder):  # type: ignore[misc]  # it has no types
             self._layouts[id(table)] = self._layout(table, own, place)
             return place
         copied = bytearray(layout.content)
-        for field, value in zip(layout.own, own.values(), strict=True):
+        for name, field in layout.own.items():
+            value = own[name]
             _SIZE.pack_into(copied, field, len(copied) - field)
             if isinstance(value, bytes):
                 copied += _SIZE.pack(len(value)) + value + bytes(4 - len(value) % 4)  # a zero ends it
@@ -133,5 +134,5 @@ class Builder(flatbuffers.Builder):  # type: ignore[misc]  # it has no types
             place,
             bytes(self.Bytes[start : start + size]) + bytes(-size % 4),
             tuple(fields[name] for name in points if name not in own),
-            tuple(fields[name] for name in own),
+            {name: fields[name] for name in own},
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from io import FileIO
 from multiprocessing.connection import Connection
@@ -146,8 +146,9 @@ class _Helper:
 
     def begin(self, places: Mapping[Constant, int]) -> None:
         """Have those written."""
-        self._told.send(places)
         self._busy = True
+        with suppress(BrokenPipeError):  # what has ended it is said when it is waited for
+            self._told.send(places)
 
     def finish(self, progress: isolated.Progress) -> None:
         """Wait until they are. Raises what has come between."""

@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from multiprocessing import active_children
 from os import getpid, kill
 from pathlib import Path
 from resource import RLIM_INFINITY, RLIMIT_FSIZE, setrlimit
@@ -410,6 +411,17 @@ def test_a_process_that_is_killed_while_it_writes_is_an_error(tmp_path: Path) ->
     here = getpid()
     with pytest.raises(RungError, match="writing weights was killed by SIGKILL; the machine may have run out"):
         write_early(tmp_path / "early.tflite", Deadly(tmp_path / "asked"))
+
+
+def test_a_process_that_was_killed_before_it_had_to_write_is_an_error(tmp_path: Path) -> None:
+    """The same one, said when the file is finished."""
+    with Writer(tmp_path / "early.tflite", parameters(), early=True) as writer:
+        (process,) = (each for each in active_children() if each.name == "writing weights")
+        process.kill()
+        process.join()
+        linker = linked(early=writer)
+        with pytest.raises(RungError, match="writing weights was killed by SIGKILL"):
+            linker.write(writer, {}, lambda *_: None)
 
 
 def test_what_the_disk_says_while_weights_are_written_beside(tmp_path: Path) -> None:
