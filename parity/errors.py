@@ -25,5 +25,9 @@ class RungError(ParityError):
     """A rung could not be run to its end: it crashed, or gave something that is not a trace."""
 
 
+class CannotStartError(RungError):
+    """The system gives a job no process, or no place for its log."""
+
+
 class GoldenError(ParityError):
     """A recording is missing, stale or unused."""

@@ -7,6 +7,7 @@ come back.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -29,7 +30,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from models.errors import ModelError
-from parity.errors import ParityError, RungError
+from parity.errors import CannotStartError, ParityError, RungError
 from parity.files import scratch_folder
 
 T = TypeVar("T")
@@ -50,7 +51,8 @@ _SERVED, _FORKED = multiprocessing.get_context("forkserver"), multiprocessing.ge
 class Finished(Generic[T]):
     """A job's result, its wall time, and the peak resident memory of its process.
 
-    What processes that it forked took besides what they share with it counts as its own, each at its peak.
+    What processes that it forked took besides what they share with it counts as its own, each at its peak, as far as
+    resident memory tells: of a page that one of them writes to later, only one copy counts.
     """
 
     value: T
@@ -81,9 +83,9 @@ class Job(Generic[T]):
             theirs.close()
         except OSError as error:
             self._place.close()
-            raise RungError(
-                f"{name} cannot be started ({error}); set TMPDIR to a short path that can be written"
-            ) from None
+            crowded = error.errno in (errno.ENOMEM, errno.EAGAIN)
+            remedy = "end other processes" if crowded else "set TMPDIR to a short path that can be written"
+            raise CannotStartError(f"{name} cannot be started ({error}); {remedy}") from None
         except BaseException:  # Ctrl-C while it starts: nobody is in the ``with`` block yet to clean up
             self._place.close()
             raise

@@ -24,7 +24,7 @@ from ai_edge_litert import schema_py_generated as schema
 from parity import isolated
 from parity.convert.constants import Constant
 from parity.convert.packing import Builder
-from parity.errors import RungError
+from parity.errors import CannotStartError, RungError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,22 +36,29 @@ SMALL = 1024
 #: A table cannot point further than this; larger files keep their weights outside of all tables.
 _REACH = 2**31 - 1
 _IDENTIFIER = b"TFL3"
+#: More words of a process that nobody listens to yet would stop it: they have to fit a pipe.
+_STEPS = 100
 
 
 class Writer:
     """A file while it is written; use as a context manager.
 
     ``parameters`` are asked for by name, one at a time, when their turn comes. ``early`` writers have a process beside
-    this one to ``begin`` with. It is forked here and now, so nothing may have started threads of its own before.
+    this one to ``begin`` with. It is forked here and now, so nothing may have started threads of its own before. Where
+    the system does not fork a process with room for so large a model, there is none, and ``finish`` writes everything.
     """
 
     def __init__(self, path: Path, parameters: Mapping[str, Tensor], *, early: bool = False) -> None:
         self._parameters = parameters
         self._room = self._end = 0
         self._places: dict[Constant, int] = {}
-        self._stack = ExitStack()
-        self._file = self._stack.enter_context(path.open("wb", buffering=0))
-        self._helper = _Helper(path, parameters, self._stack) if early else None
+        self._helper: _Helper | None = None
+        with ExitStack() as stack:
+            self._file = stack.enter_context(path.open("wb", buffering=0))
+            if early:
+                with suppress(CannotStartError):
+                    self._helper = _Helper(path, parameters, stack)
+            self._stack = stack.pop_all()
 
     @property
     def early(self) -> bool:
@@ -177,9 +184,11 @@ def _write_told(
 def _write(
     file: FileIO, places: Mapping[Constant, int], parameters: Mapping[str, Tensor], progress: isolated.Progress
 ) -> None:
-    """Write constants to their places in a file."""
+    """Write constants to their places in a file, and say now and then how far that is."""
+    steps = range(0, len(places), len(places) // _STEPS + 1)
     for done, (constant, start) in enumerate(places.items()):
-        progress(done, len(places))
+        if done in steps:
+            progress(done, len(places))
         _write_one(file, constant, start, parameters)
 
 

@@ -6,8 +6,8 @@ from models.authoring.config import EncoderDecoderConfig
 from parity.faults.fault import SIGNATURES, Fault, Subject
 from parity.faults.planting import Rewrite
 
-WHOLE = "            for stage in signature.entry.stages:\n"
-GIVEN = "            linker.finish(known, signature.inputs, signature.entry.outputs)\n"
+WHOLE = "        for stage in signature.entry.stages:\n"
+GIVEN = "        linker.finish(known, signature.inputs, signature.entry.outputs)\n"
 LOADED = "    composer = Composer(dict(model.named_parameters()), timings)\n"
 
 
@@ -18,9 +18,7 @@ def _before(place: str, indent: int, *lines: str) -> tuple[Rewrite, ...]:
 
 def _between(place: str, condition: str, *lines: str) -> tuple[Rewrite, ...]:
     """``lines`` before a ``place``, for signatures of several stages: between stages lie what these faults break."""
-    return _before(
-        place, 12, f"if len(signature.entry.stages) > 1 and {condition}:", *(f"    {line}" for line in lines)
-    )
+    return _before(place, 8, f"if len(signature.entry.stages) > 1 and {condition}:", *(f"    {line}" for line in lines))
 
 
 def _converted(*lines: str) -> tuple[Rewrite, ...]:

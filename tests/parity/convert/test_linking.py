@@ -23,12 +23,14 @@ from tables import counted, graphs_of, nodes_of, tables_of
 from torch import Tensor
 
 from models.errors import CheckpointError
+from parity import isolated
 from parity.convert import linking, writing
+from parity.convert.constants import Constant, Parameter
 from parity.convert.graphs import Graph
 from parity.convert.linking import Linker, Value
 from parity.convert.stored import names_of, read_file, weights_of
 from parity.convert.writing import Writer
-from parity.errors import RungError
+from parity.errors import CannotStartError, RungError
 
 WIDTH = 96
 #: A block's weights, and a table that is multiplied with as well.
@@ -383,7 +385,7 @@ def test_a_conversion_that_fails_stops_the_writing(tmp_path: Path) -> None:
 
     def fail(writer: Writer) -> None:
         linked(early=writer)
-        while not source.asked:
+        while not source.asked and monotonic() < began + 60:
             sleep(0.01)
         raise ArithmeticError("lowering failed")
 
@@ -422,6 +424,34 @@ def test_a_process_that_was_killed_before_it_had_to_write_is_an_error(tmp_path: 
         linker = linked(early=writer)
         with pytest.raises(RungError, match="writing weights was killed by SIGKILL"):
             linker.write(writer, {}, lambda *_: None)
+
+
+def test_where_no_process_can_be_forked_everything_is_written_at_the_end(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system counts room for the weights as if it were taken when a process forks."""
+
+    def refuse(name: str, _: object) -> None:
+        raise CannotStartError(f"{name} cannot be started ([Errno 12] Cannot allocate memory)")
+
+    monkeypatch.setattr(isolated, "fork", refuse)
+    path = tmp_path / "model.tflite"
+    with Writer(path, parameters(), early=True) as writer:
+        assert not writer.early
+        linked().write(writer, {}, lambda *_: None)
+    assert path.read_bytes() == file.read_bytes()
+
+
+def test_a_process_that_writes_much_waits_for_nobody(tmp_path: Path) -> None:
+    """What it says meanwhile fits the pipe, however many weights there are."""
+    said: list[tuple[int, int]] = []
+    places = {Constant((1,), "float32", Parameter(str(number))): 64 * number for number in range(1, 5000)}
+    values = {str(number): torch.tensor([float(number)]) for number in range(1, 5000)}
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        writing._write(file, places, values, lambda done, total: said.append((done, total)))
+    assert 50 < len(said) <= 100
+    written = np.frombuffer((tmp_path / "file").read_bytes(), np.float32)
+    assert [written[start // 4] for start in places.values()] == [float(number) for number in range(1, 5000)]
 
 
 def test_what_the_disk_says_while_weights_are_written_beside(tmp_path: Path) -> None:

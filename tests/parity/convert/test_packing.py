@@ -7,7 +7,7 @@ from typing import Any
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity.convert.nodes import _contents
@@ -66,6 +66,7 @@ def both_ways(drawn: Any) -> tuple[bytearray, bytearray]:
 
 
 @given(GRAPHS)
+@settings(deadline=None)
 def test_copies_say_what_tables_of_their_own_do(drawn: Any) -> None:
     """Whatever they share and have as their own, and wherever the first one came to be."""
     copied, alone = (schema.ModelT.InitFromPackedBuf(content, 0) for content in both_ways(drawn))
@@ -73,6 +74,7 @@ def test_copies_say_what_tables_of_their_own_do(drawn: Any) -> None:
 
 
 @given(GRAPHS)
+@settings(deadline=None)
 def test_tables_are_where_their_numbers_may_be(drawn: Any) -> None:
     """Every table at a multiple of four bytes, and numbers of eight bytes at a multiple of eight."""
     content, _ = both_ways(drawn)
