@@ -85,7 +85,7 @@ def _placed(panel: Panel, left: int) -> dict[str, object]:
         "left": left,
         "right": left + WIDTH,
         "lines": lines,
-        "xs": [(place(x, 0)[0], f"{x:g}") for x in sorted({x for x, _ in points})],
+        "xs": [(place(x, 0)[0], f"{x:.0f}") for x in sorted({x for x, _ in points})],
         "ys": [(place(0, unit * n)[1], f"{unit * n:g}") for n in range(round(most_y / unit) + 1)],
     }
 
