@@ -67,7 +67,7 @@ def shallow(table: Any, **changes: Any) -> Any:
 class _Layout:
     """A packed table at ``place``: its bytes, and where in it offsets are to what it shares and to what is its own."""
 
-    table: Any  # that goes by identity must live
+    table: Any  # it goes by its identity, so it must live as long
     place: int
     content: bytes
     shared: tuple[int, ...]
@@ -128,7 +128,7 @@ class Builder(flatbuffers.Builder):  # type: ignore[misc]  # it has no types
         size = struct.unpack_from("<H", self.Bytes, start - _BACK.unpack_from(self.Bytes, start)[0] + 2)[0]
         # A table's attributes are its fields in order, each two bytes in the list of where they are.
         fields = {name: packed.Offset(4 + 2 * number) for number, name in enumerate(vars(table))}
-        points = [name for name, value in vars(table).items() if not isinstance(value, int | float | None)]
+        points = [name for name, value in vars(table).items() if not isinstance(value, int | float | np.generic | None)]
         return _Layout(
             table,
             place,
