@@ -6,7 +6,6 @@ gives one back instead of a matrix that is then reshaped. Neither changes a numb
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from parity.convert.constants import Constant, Literal
 from parity.convert.nodes import Node, shape_of
+from parity.convert.packing import shallow
 
 #: Operators with a bias as their third input, and which axis of their weights counts the outputs.
 _BIASED = {"FULLY_CONNECTED": 0, "CONV_2D": 0, "DEPTHWISE_CONV_2D": -1}
@@ -56,9 +56,7 @@ class _Graph:
 
     def like(self, place: int, shape: tuple[int, ...]) -> int:
         """A new tensor, like another one but for its shape."""
-        tensor = copy.copy(self.tensors[place])
-        tensor.shape = np.array(shape, np.int32)
-        self.tensors.append(tensor)
+        self.tensors.append(shallow(self.tensors[place], shape=np.array(shape, np.int32)))
         return len(self.tensors) - 1
 
 
@@ -110,9 +108,5 @@ def _rank(node: Node, after: Node, graph: _Graph) -> list[Node] | None:
 
 def with_option(operator: Any, name: str, value: object) -> Any:
     """The operator with an option of its own."""
-    changed = copy.copy(operator)
-    if operator.builtinOptions is None:
-        return changed
-    changed.builtinOptions = copy.copy(operator.builtinOptions)
-    setattr(changed.builtinOptions, name, value)
-    return changed
+    options = operator.builtinOptions
+    return shallow(operator, builtinOptions=options and shallow(options, **{name: value}))

@@ -81,17 +81,14 @@ class Node:
         return Constant(*type_of(tensors[self.outputs[0]]), Worked(self.name, constants))
 
     def calling(self, numbers: Mapping[int, int]) -> Any:
-        """Its table, to be changed; the graphs that it runs have other numbers."""
-        moved = shallow(self.operator)
+        """Its table; the graphs that it runs have other numbers."""
+        changed = {}
         for side in ("builtinOptions", "builtinOptions2"):
-            options = getattr(moved, side)
-            if any(hasattr(options, name) for name in self.calls):
-                options = shallow(options)
-                for name, number in self.calls.items():
-                    if hasattr(options, name):
-                        setattr(options, name, numbers[number])
-                setattr(moved, side, options)
-        return moved
+            options = getattr(self.operator, side)
+            moved = {name: numbers[number] for name, number in self.calls.items() if hasattr(options, name)}
+            if moved:
+                changed[side] = shallow(options, **moved)
+        return shallow(self.operator, **changed)
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:

@@ -12,11 +12,10 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from io import FileIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -54,7 +53,7 @@ class Writer:
         self._places: dict[Constant, int] = {}
         self._helper: _Helper | None = None
         with ExitStack() as stack:
-            self._file = stack.enter_context(path.open("wb", buffering=0))
+            self._file = stack.enter_context(path.open("wb"))
             if early:
                 with suppress(CannotStartError):
                     self._helper = _Helper(path, parameters, stack)
@@ -94,7 +93,8 @@ class Writer:
             if constant in self._places:
                 _point(header, number, self._places[constant], constant.bytes, outside=outside)
         self._wait(progress)
-        _put(self._file, 0, header)
+        self._file.seek(0)
+        self._file.write(header)
 
     def _wait(self, progress: isolated.Progress) -> None:
         """For the process beside."""
@@ -174,7 +174,7 @@ def _write_told(
     torch.set_num_threads(1)  # more would be those of the process that this one was forked from
     places = told.recv()
     try:
-        with path.open("r+b", buffering=0) as file:
+        with path.open("r+b") as file:
             _write(file, places, parameters, progress)
     except OSError as error:
         return error
@@ -182,7 +182,7 @@ def _write_told(
 
 
 def _write(
-    file: FileIO, places: Mapping[Constant, int], parameters: Mapping[str, Tensor], progress: isolated.Progress
+    file: BinaryIO, places: Mapping[Constant, int], parameters: Mapping[str, Tensor], progress: isolated.Progress
 ) -> None:
     """Write constants to their places in a file, and say now and then how far that is."""
     steps = range(0, len(places), len(places) // _STEPS + 1)
@@ -192,22 +192,15 @@ def _write(
         _write_one(file, constant, start, parameters)
 
 
-def _write_one(file: FileIO, constant: Constant, start: int, parameters: Mapping[str, Tensor]) -> None:
+def _write_one(file: BinaryIO, constant: Constant, start: int, parameters: Mapping[str, Tensor]) -> None:
     """Write a constant, its size just before it; its values are gone afterwards."""
     values = np.ascontiguousarray(constant.values(parameters)).reshape(-1).view(np.uint8)
     if values.nbytes != constant.bytes:
         name = constant.name or "a constant"
         raise RungError(f"{name} has {values.nbytes} bytes, not {constant.bytes}; convert with --plain")
-    _put(file, start - 4, struct.pack("<I", constant.bytes if constant.bytes < 2**32 else 0))
-    _put(file, start, values.data)
-
-
-def _put(file: FileIO, place: int, content: bytes | bytearray | memoryview) -> None:
-    """Write all of it; the system may take a part at a time."""
-    file.seek(place)
-    left = memoryview(content)
-    while left:
-        left = left[file.write(left) :]
+    file.seek(start - 4)
+    file.write(struct.pack("<I", constant.bytes if constant.bytes < 2**32 else 0))
+    file.write(values.data)
 
 
 def _buffer(data: bytes) -> Any:

@@ -447,7 +447,7 @@ def test_a_process_that_writes_much_waits_for_nobody(tmp_path: Path) -> None:
     said: list[tuple[int, int]] = []
     places = {Constant((1,), "float32", Parameter(str(number))): 64 * number for number in range(1, 5000)}
     values = {str(number): torch.tensor([float(number)]) for number in range(1, 5000)}
-    with (tmp_path / "file").open("wb", buffering=0) as file:
+    with (tmp_path / "file").open("wb") as file:
         writing._write(file, places, values, lambda done, total: said.append((done, total)))
     assert 50 < len(said) <= 100
     written = np.frombuffer((tmp_path / "file").read_bytes(), np.float32)
