@@ -117,7 +117,7 @@ class Family:
                     return VisionLanguageModel(config, fused=fused).eval()
 
     def load(self, folder: Path, *, fused: bool = False) -> Model:
-        """The model with the weights of a checkpoint folder, as float32.
+        """The model with the weights of a checkpoint folder, in the type that PyTorch makes tensors in by default.
 
         Raises:
             ModelError: anything wrong with the folder; nothing is left half-loaded.

@@ -18,7 +18,7 @@ from models.errors import CheckpointError
 if TYPE_CHECKING:  # tables are written by the families, which must be cheap to list
     from torch import Tensor, nn
 
-#: Storage dtypes that convert to float32 without loss.
+#: Storage dtypes that convert to float32, and to float64, without loss.
 READABLE_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -272,7 +272,7 @@ def per_layer(operations: Sequence[Operation], layers: int) -> Iterator[Operatio
 
 
 def load_weights(model: nn.Module, operations: Iterable[Operation], source: Mapping[str, Tensor]) -> None:
-    """Fill ``model`` (which may be on the meta device) from ``source``, one row at a time, as float32.
+    """Fill ``model`` (which may be on the meta device) from ``source``, one row at a time, in PyTorch's default type.
 
     Tensors on the meta device are held against the model as far as they tell: all but their values.
 
@@ -387,7 +387,7 @@ def original_layout(model: nn.Module, operations: Iterable[Operation]) -> dict[s
 
 
 def _consume(source: Mapping[str, Tensor], left: set[str], name: str) -> Tensor:
-    """Read a tensor that nobody has read yet, as float32."""
+    """Read a tensor that nobody has read yet, in PyTorch's default type."""
     if name in source and name not in left:
         raise CheckpointError(f"the weight map consumes {name} twice")
     left.discard(name)
@@ -395,7 +395,7 @@ def _consume(source: Mapping[str, Tensor], left: set[str], name: str) -> Tensor:
 
 
 def _read(source: Mapping[str, Tensor], name: str) -> Tensor:
-    """Read a tensor as float32."""
+    """Read a tensor in PyTorch's default type, float32 or float64: neither loses anything of what is stored."""
     import torch
 
     if name not in source:
@@ -406,7 +406,7 @@ def _read(source: Mapping[str, Tensor], name: str) -> Tensor:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in READABLE_DTYPES:
         raise CheckpointError(f"{name} is stored as {dtype}; use a float32, bfloat16 or float16 checkpoint")
-    tensor = tensor.to(torch.float32)
+    tensor = tensor.to(torch.get_default_dtype())
     if not tensor.is_meta and not _finite(tensor):
         raise CheckpointError(f"{name} holds NaN or infinity; the file is damaged or was saved from a diverged model")
     return tensor

@@ -25,7 +25,8 @@ from parity.convert.stages import StagedFile, file_stages, real_files
 from parity.errors import RungError
 from parity.inputs import Inputs
 from parity.runners.boundaries import read_rows
-from parity.runners.stages import Precision, Stages, Whole, torch_stages, walk
+from parity.runners.precision import Precision
+from parity.runners.stages import Stages, Whole, torch_stages, walk
 
 Measurements = dict[Place, Measured]
 #: What a prompt, by its place in the set, is held against. Made anew for every pass.

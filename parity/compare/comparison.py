@@ -1,20 +1,19 @@
-"""A rung held against the reference: measured once, and judged by whatever limits it is held to."""
+"""A rung held against its reference, under one question: measured, and judged by the limits it is held to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from parity.compare.generation import Generation, compare_generation
-from parity.compare.limits import Limit
+from parity.compare.floor import NoiseFloor
+from parity.compare.generation import Generation
+from parity.compare.limits import Limit, Question
+from parity.compare.measuring import Measured, Output, measure
 from parity.compare.situations import measure_situations, with_situations
-from parity.compare.verdict import Edge, Output, judge, measure, naming_the_weight, with_generation
+from parity.compare.verdict import Edge, judge, naming_the_weight, undecided, with_generation
 from parity.inputs import Inputs
 from parity.trace import Trace
-
-if TYPE_CHECKING:
-    from parity.golden import Reference
 
 #: The limits on each output.
 Limits = Callable[[Output], tuple[Limit, ...]]
@@ -22,62 +21,61 @@ Limits = Callable[[Output], tuple[Limit, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far the rung ``name`` is from the reference, by output, and by situation among the ``given`` prompts.
+    """The rung ``candidate`` against ``reference``, on the ``given`` prompts of all the ``inputs`` there are.
 
-    ``inputs`` are all that there are. ``rounding`` is what was read off a quantized file of its weights: the worst
-    figures, and the weights that they are of.
+    ``rounding`` is what was read off a quantized file of its weights: the worst figures, and the weights that they are
+    of. ``generation`` is what the rung chose, where that decides.
     """
 
     reference: str
-    name: str
+    candidate: str
+    question: Question
+    expected: Trace
+    trace: Trace
     inputs: Inputs
     given: Inputs
-    metrics: Mapping[Output, Mapping[str, Any]]
-    situations: Mapping[str, Mapping[Output, Mapping[str, Any]]]
-    generation: Generation
     rounding: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    generation: Generation | None = None
 
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        trace: Trace,
-        reference: Reference,
-        inputs: Inputs,
-        *,
-        given: Inputs | None = None,
-        sampled: bool = False,
-        rounding: Mapping[str, tuple[float, str]] | None = None,
-    ) -> Self:
-        """Measure. ``given`` are those of the ``inputs`` that the rung was given, if not all.
+    def judged(self, limits: Limits, floor: NoiseFloor | None = None) -> list[Edge]:
+        """The edges, one for each output that is compared; the last has the logits.
 
-        ``sampled`` takes the prompts for a sample, which must be large enough for the limits.
+        Without a ``floor`` the prompts are taken for a sample of others, as a budget needs.
         """
-        given = given or inputs
-        expected = reference.trace.of(given)
-        metrics = measure(expected, trace, reference.floor, given, sampled=sampled)
-        metrics["logits"] |= {f"weight_{name}": figure for name, (figure, _) in (rounding or {}).items()}
-        return cls(
-            reference=reference.name,
-            name=name,
-            inputs=inputs,
-            given=given,
-            metrics=metrics,
-            situations=measure_situations(expected, trace, reference.floor, given),
-            generation=compare_generation(name, expected, trace, metrics["logits"]["max_abs"]),
-            rounding=rounding or {},
-        )
-
-    def judged(self, limits: Limits) -> list[Edge]:
-        """The edges, one for each output that is compared; the last has the logits."""
+        expected = self.expected.of(self.given)
+        measured = measure(expected, self.trace, self.given, floor=floor, sampled=floor is None)
+        situations = measure_situations(expected, self.trace, self.given, floor) if floor else {}
         edges = []
-        for output, metrics in self.metrics.items():
-            edge = judge(self.reference, self.name, metrics, limits(output), output)
-            edges.append(with_situations(edge, self.situations, limits(output), self.inputs, self.given))
-        edges[-1] = naming_the_weight(with_generation(edges[-1], self.generation), self.rounding)
+        for output, found in measured.items():
+            figures = found
+            if output == "logits" and self.rounding:
+                figures = Measured({**found.metrics, **_stored(self.rounding)}, found.prompts)
+            edge = judge(self.reference, self.candidate, self.question, figures, limits(output), output)
+            edges.append(with_situations(edge, situations, limits(output), self.inputs, self.given))
+        last = naming_the_weight(edges[-1], self.rounding)
+        edges[-1] = with_generation(last, self.generation) if self.generation else last
         return edges
 
-    def broken(self, limits: Limits) -> set[str]:
-        """The metrics that are outside of their limits, over all prompts."""
-        held = [(limit, self.metrics[output].get(limit.metric)) for output in self.metrics for limit in limits(output)]
-        return {limit.metric for limit, figure in held if figure is not None and not limit.holds(figure)}
+    def drawn(self, limits: Limits, floor: Callable[[int], NoiseFloor]) -> list[Edge]:
+        """The edges, judged by a floor of as many draws as it takes: each ``floor`` has twice those of the last one."""
+        rounds = 0
+        while True:
+            drawn = floor(rounds)
+            edges = self.judged(limits, drawn)
+            open_ = any(undecided([edge], limits(edge.output)) for edge in edges)
+            if not open_ or drawn.exhausted:
+                return [_saying_the_draws(edge, limits(edge.output)) for edge in edges]
+            rounds += 1
+
+
+def _saying_the_draws(edge: Edge, limits: tuple[Limit, ...]) -> Edge:
+    """An edge that not even all draws have decided says so: its verdict follows from the floor as it was measured."""
+    if not undecided([edge], limits):
+        return edge
+    said = f"undecided after {edge.metrics['draws']} draws of the floor, judged by the floor as measured"
+    return replace(edge, remark=f"{edge.remark}; {said}" if edge.remark else said)
+
+
+def _stored(rounding: Mapping[str, tuple[float, str]]) -> dict[str, Any]:
+    """What was read off a file of its weights, by the names that limits have for it."""
+    return {f"weight_{name}": figure for name, (figure, _) in rounding.items()}

@@ -9,11 +9,10 @@ same: both are PyTorch, and a port may well call the same operators in the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from parity.compare.verdict import Edge, NoiseFloor, Verdict
-from parity.trace import PHASES
+from parity.compare.verdict import Edge, Verdict
 
 #: Weights of so many bits may lose nothing: published ones often are float16, or fit it.
 LOSSLESS_BITS = 16
@@ -32,16 +31,13 @@ class Numbers:
     bits: int = 32
 
 
-def copied(
-    candidate: Numbers, reference: str, others: Iterable[Numbers], floor: NoiseFloor, least: Mapping[str, float]
-) -> str | None:
+def copied(candidate: Numbers, reference: str, others: Iterable[Numbers], *, noisy: bool) -> str | None:
     """Why ``candidate`` cannot have computed its numbers itself, if they are of ``reference`` or of other rungs.
 
-    ``reference`` is the digest of the reference rounded to float32. Nothing is concluded where the original itself has
-    no noise, that is, none above the ``least`` that counts: a model that is exact on its inputs gives the same numbers
-    however it is computed.
+    ``reference`` is the digest of the reference rounded to float32. Nothing is concluded where the original itself is
+    not ``noisy``: a model that is exact on its inputs gives the same numbers however it is computed.
     """
-    if all(floor.rel_l2[phase] <= least[phase] for phase in PHASES):
+    if not noisy:
         return None
     if candidate.digest == reference:
         return f"{candidate.rung} gave the reference's own numbers, which no float32 computation does; run it again"

@@ -6,6 +6,7 @@ is recorded: so one difference does not make all that follows different, and eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,24 +15,32 @@ from parity.trace import Steps, Trace
 
 @dataclass(frozen=True)
 class Generation:
-    """Of ``of`` steps, ``matches`` have the reference's token; each of the others is one of ``ties`` or ``defects``."""
+    """Of ``of`` steps, ``matches`` have the reference's token; the others are ``ties``, ``defects`` or ``changed``."""
 
     rung: str
     matches: int
     ties: int
     defects: int
+    changed: int
     of: int
     first_difference: dict[str, Any] | None
 
 
-def compare_generation(rung: str, reference: Trace, candidate: Trace, noise: float) -> Generation:
-    """Compare choices step by step; the first defect is reported if there is one, otherwise the first tie.
+#: The more serious a difference, the sooner it is reported.
+_GRAVITY = ("defect", "changed", "tie")
 
-    A different choice is a *tie* where the reference's own choice is ahead of the candidate's by at most twice
-    ``noise``, else a *defect*. The noise is the candidate's largest logit error on the forced positions: two logits
-    that are further apart than twice that cannot have changed places unless the candidate is worse here than it was
-    there. A candidate's choice that is not among those which the reference keeps counts as far away as the last of
-    them. The same choice is a defect where one of the two takes it for the end of the text, and the other does not.
+
+def compare_generation(
+    rung: str, reference: Trace, candidate: Trace, noise: Callable[[str], float] | None
+) -> Generation:
+    """Compare choices step by step; the gravest difference is reported, the first of its kind.
+
+    ``noise`` is what float32 evaluation does to any logit of a prompt, by its id: the floor's, never the candidate's own
+    error. A different choice is a *tie* where the reference's own is ahead by at most twice that, as two logits that are
+    closer can change places; else it is a *defect*. A rung without ``noise`` is quantized: it has *changed* the choice,
+    and the reference's margin tells by how much. A choice that is not among those which the reference keeps counts as
+    far away as the last of them. The same choice is a defect where one of the two takes it for the end of the text, and
+    the other does not.
     """
     total = 0
     found: list[dict[str, Any]] = []
@@ -40,21 +49,24 @@ def compare_generation(rung: str, reference: Trace, candidate: Trace, noise: flo
         if len(expected) != len(got):
             raise ValueError(f"{rung} was led along {len(got)} of the {len(expected)} tokens of prompt {name}")
         total += len(expected)
-        differences = (_difference(expected, got, at, name, noise) for at in range(len(expected)))
+        tie = None if noise is None else 2 * noise(name)
+        differences = (_difference(expected, got, at, name, tie) for at in range(len(expected)))
         found += [difference for difference in differences if difference]
-    defects = sum(difference["kind"] == "defect" for difference in found)
-    first = min(found, key=lambda difference: difference["kind"] != "defect", default=None)
-    return Generation(rung, total - len(found), len(found) - defects, defects, total, first)
+    counts = {kind: sum(difference["kind"] == kind for difference in found) for kind in _GRAVITY}
+    first = min(found, key=lambda difference: _GRAVITY.index(difference["kind"]), default=None)
+    return Generation(
+        rung, total - len(found), counts["tie"], counts["defect"], counts["changed"], total, first
+    )
 
 
-def _difference(expected: Steps, got: Steps, at: int, prompt: str, noise: float) -> dict[str, Any] | None:
+def _difference(expected: Steps, got: Steps, at: int, prompt: str, tie: float | None) -> dict[str, Any] | None:
     """How the two differ at step ``at`` of a prompt; nothing if they do not."""
     ours, theirs = got.chosen[at], expected.chosen[at]
     margin = expected.margin(at, ours)
     where = {"at": at, "prompt": prompt, "margin": margin}
     if ours != theirs:
-        kind = "tie" if margin <= 2 * noise else "defect"
-        cause = f"chooses {ours} instead of {theirs}, which the reference prefers by {margin:.4g}"
+        kind = "changed" if tie is None else "tie" if margin <= tie else "defect"
+        cause = f"chooses {ours} instead of {theirs}, which the reference prefers by {margin:.3g}"
     elif got.ends[at] != expected.ends[at]:
         kind = "defect"
         stops, goes_on = ("reference", "rung") if expected.ends[at] else ("rung", "reference")

@@ -1,4 +1,9 @@
-"""What the prompts of a set say about a rung as a sample: an interval for each figure, and the change they notice."""
+"""What the prompts of a set say about a recipe's cost as a sample: an interval for each figure, robust where it can be.
+
+The typical prompt is the median one: a prompt that amplifies rounding decides for itself and for nobody else. The bound
+on it is an order statistic, and needs no distribution: of ``n`` prompts, the ``k``-th largest is above the median of all
+prompts like these unless fewer than ``k`` of them are, which has a binomial probability.
+"""
 
 from __future__ import annotations
 
@@ -9,68 +14,98 @@ from typing import Any
 import numpy as np
 
 from parity.compare.metrics import NEAR_TIE, PositionErrors
-from parity.compare.statistics import Array, Estimate, quantile, rarest_seen, ratio, share_interval
+from parity.compare.statistics import Array, quantile, ratio, share_interval
 
 Sampled = dict[str, Any]
 
+#: With which the typical prompt loses no more than its bound, if there are prompts enough: four.
+TYPICAL_CONFIDENCE = 0.9
+#: A prompt is an outlier that loses so many times what the typical one does.
+OUTLIER = 4.0
 
-def of_logits(errors: Sequence[PositionErrors], extra_cost: Sequence[Array]) -> Sampled:
-    """Intervals and noticeable changes of what quantized logits are judged by; ``errors`` are by prompt.
+
+def of_logits(errors: Mapping[str, PositionErrors], extra_cost: Sequence[Array]) -> Sampled:
+    """What quantized logits are judged by; ``errors`` are by prompt.
 
     ``extra_cost`` holds, by prompt, what each token of the continuation costs more than under the reference, in nats.
-    Changes of ``perplexity_ratio`` are relative, and its interval is of its logarithm.
+    The interval of ``perplexity_ratio`` is of its logarithm. ``bound`` is what a budget is held against: the end of the
+    interval that is worse.
     """
-    kl_mean = ratio(_sums([each.kl for each in errors]), _counts(errors))
-    kl_p99 = quantile([each.kl for each in errors], 0.99)
+    each = list(errors.values())
+    kl_mean = ratio(_sums([one.kl for one in each]), _counts(each))
+    kl_p99 = quantile([one.kl for one in each], 0.99)
     cost = ratio(_sums(extra_cost), _counts(extra_cost))
-    agreement, noticed = _agreement(errors, kl_mean)
-    least, most = (_exp(end) for end in cost.interval)
-    return _gathered(
-        {
-            "kl_mean": (_from_zero(kl_mean), kl_mean.detectable),
-            "kl_p99": (_from_zero(kl_p99), kl_p99.detectable),
-            "top1_agreement_clear": (agreement, noticed),
-            "perplexity_ratio": ((least, most), _exp(cost.detectable) - 1),
-        },
-        len(errors),
-    )
+    losses = {name: float(one.kl.mean()) for name, one in errors.items()}
+    typical, most, confidence = typical_of(list(losses.values()))
+    flips = _flips(each)
+    least_cost, most_cost = (_exp(end) for end in cost.interval)
+    intervals: dict[str, tuple[float, float]] = {
+        "kl_typical": (min(losses.values()), most),
+        "kl_mean": (max(kl_mean.interval[0], 0.0), kl_mean.interval[1]),
+        "kl_p99": (max(kl_p99.interval[0], 0.0), kl_p99.interval[1]),
+        "perplexity_ratio": (least_cost, most_cost),
+        **({"flips": flips} if flips else {}),
+    }
+    bound: dict[str, Any] = {name: ends[1] for name, ends in intervals.items()}
+    bound["perplexity_ratio"] = [least_cost, most_cost]
+    if flips:
+        bound["top1_agreement_clear"] = 1 - flips[1]
+    return {
+        "prompts": len(each),
+        "kl_typical": typical,
+        "flips": 1 - _agreement(each) if flips else None,
+        "typical_confidence": confidence,
+        "outliers": {name: loss for name, loss in losses.items() if loss > OUTLIER * typical},
+        "interval": {name: list(ends) for name, ends in intervals.items()},
+        "bound": bound,
+    }
 
 
-def of_encoder(errors: Sequence[PositionErrors]) -> Sampled:
-    """The same of the rows that an encoder made."""
-    squares = _sums([each.squared_error for each in errors]), _sums([each.squared_reference for each in errors])
-    rel_l2 = ratio(*squares, np.sqrt)
-    return _gathered({"rel_l2": (_from_zero(rel_l2), rel_l2.detectable)}, len(errors))
+def of_encoder(errors: Mapping[str, PositionErrors]) -> Sampled:
+    """The same of the rows that an encoder made: the typical prompt's distance."""
+    distances = [math.sqrt(one.squared_error.sum() / one.squared_reference.sum()) for one in errors.values()]
+    typical, most, confidence = typical_of(distances)
+    return {
+        "prompts": len(distances),
+        "rel_l2_typical": typical,
+        "typical_confidence": confidence,
+        "interval": {"rel_l2_typical": [min(distances), most]},
+    }
 
 
-def _agreement(errors: Sequence[PositionErrors], kl_mean: Estimate) -> tuple[tuple[float, float], float]:
-    """The interval of the share of clear positions with the same best token, and the loss of it that is noticed.
+def typical_of(losses: Sequence[float]) -> tuple[float, float, float]:
+    """The median of what prompts lose, what it is at most, and with which confidence.
 
-    A loss shows in two ways. Directly: as more positions that disagree than between prompts anyway, which are at least
-    one. And through KL, which sees it long before: another best token costs at least ``another_best`` at its position,
-    so a mean KL that is noticed is a loss of agreement that is noticed.
+    The least order statistic that is ``TYPICAL_CONFIDENCE`` sure; of fewer than four prompts the largest, which is less.
+    """
+    from scipy.special import bdtr
+
+    ordered = sorted(losses)
+    count = len(ordered)
+    # The median of all prompts is above the place-th smallest with the probability that so many or more lie below it.
+    sure = [float(bdtr(place - 1, count, 0.5)) for place in range(1, count + 1)]
+    place = next((place for place, chance in enumerate(sure) if chance >= TYPICAL_CONFIDENCE), count - 1)
+    return float(np.median(ordered)), ordered[place], sure[place]
+
+
+def _flips(errors: Sequence[PositionErrors]) -> tuple[float, float] | None:
+    """The interval of the share of clear positions with another best token; ``None`` where there are none.
+
+    No narrower than of independent positions: positions that resemble each other say less.
     """
     clear = [each.margin >= NEAR_TIE for each in errors]
-    same = [each.same_top1[mask] for each, mask in zip(errors, clear, strict=True)]
-    positions, agreeing = sum(map(len, same)), int(sum(each.sum() for each in same))
+    other = [~each.same_top1[mask] for each, mask in zip(errors, clear, strict=True)]
+    positions, flipped = sum(map(len, other)), int(sum(each.sum() for each in other))
     if not positions:
-        return (0.0, 1.0), math.inf
-    found = ratio(_sums(same), _counts(same))
-    exact = share_interval(agreeing, positions)
-    least, most = (end(pair) for end, pair in zip((min, max), zip(found.interval, exact, strict=True), strict=True))
-    directly = max(found.detectable, rarest_seen(positions))
-    cheapest = min(each.another_best[mask].min() for each, mask in zip(errors, clear, strict=True) if mask.any())
-    all_positions = sum(map(len, errors))
-    through_kl = kl_mean.detectable / float(cheapest) * all_positions / positions
-    return (max(least, 0.0), min(most, 1.0)), min(directly, through_kl)
+        return None
+    found = ratio(_sums(other), _counts(other)).interval
+    exact = share_interval(flipped, positions)
+    return max(min(found[0], exact[0]), 0.0), min(max(found[1], exact[1]), 1.0)
 
 
-def _gathered(found: Mapping[str, tuple[tuple[float, float], float]], prompts: int) -> Sampled:
-    return {
-        "prompts": prompts,
-        "interval": {name: list(interval) for name, (interval, _) in found.items()},
-        "detectable": {name: noticed for name, (_, noticed) in found.items()},
-    }
+def _agreement(errors: Sequence[PositionErrors]) -> float:
+    same = np.concatenate([each.same_top1[each.margin >= NEAR_TIE] for each in errors])
+    return float(same.mean())
 
 
 def _sums(values: Sequence[Any]) -> Array:
@@ -79,12 +114,6 @@ def _sums(values: Sequence[Any]) -> Array:
 
 def _counts(values: Sequence[Any]) -> Array:
     return np.asarray([len(each) for each in values], np.float64)
-
-
-def _from_zero(estimate: Estimate) -> tuple[float, float]:
-    """The interval of a figure that cannot be negative."""
-    least, most = estimate.interval
-    return max(least, 0.0), most
 
 
 def _exp(value: float) -> float:

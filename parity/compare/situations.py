@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parity.compare.limits import UNQUANTIZED, Limit
-from parity.compare.verdict import Edge, NoiseFloor, Output, judge, measure, worst
+from parity.compare.floor import NoiseFloor
+from parity.compare.limits import Limit
+from parity.compare.measuring import Measured, Output, measure
+from parity.compare.verdict import Edge, judge, worst
 from parity.inputs import Inputs
 from parity.trace import Trace
 
@@ -27,44 +29,44 @@ SHOWN = (
 
 
 def measure_situations(
-    reference: Trace, candidate: Trace, floor: NoiseFloor, inputs: Inputs
-) -> dict[str, dict[Output, dict[str, Any]]]:
-    """The figures of ``measure`` for the prompts of each situation, in units of the noise there."""
+    reference: Trace, candidate: Trace, inputs: Inputs, floor: NoiseFloor
+) -> dict[str, dict[Output, Measured]]:
+    """The figures of ``measure`` for the prompts of each situation."""
     return {
-        name: measure(reference.of(part), candidate.of(part), floor.situations[name], part)
+        name: measure(reference.of(part), candidate.of(part), part, floor=floor)
         for name, part in inputs.situations.items()
     }
 
 
 def with_situations(
     edge: Edge,
-    measured: Mapping[str, Mapping[Output, Mapping[str, Any]]],
+    measured: Mapping[str, Mapping[Output, Measured]],
     limits: Sequence[Limit],
     inputs: Inputs,
     given: Inputs,
 ) -> Edge:
     """The edge with its figures in each situation of ``inputs``, as bad as the worst of those that it is held to.
 
-    Unquantized rungs are held to their limits in every situation by itself. The limits of quantized ones are of means
-    over some hundred positions, which the few of a situation scatter around.
-    A situation that was not ``given`` to the rung does not apply to it, which is said and is no PASS.
+    What a budget is about is not asked of a situation: its few prompts are no sample. A situation that was not ``given``
+    to the rung does not apply to it, which is said and is no PASS.
     """
+    if edge.question == "quality":
+        return edge
+    limits = [limit for limit in limits if not limit.metric.startswith("weight_")]
     parts = {name: part for name, part in given.situations.items() if edge.output in measured[name]}
     judged = {
-        name: judge(edge.reference, edge.candidate, measured[name][edge.output], limits, edge.output)
+        name: judge(edge.reference, edge.candidate, edge.question, measured[name][edge.output], limits, edge.output)
         for name in parts
-        if edge.candidate in UNQUANTIZED
     }
     found: dict[str, dict[str, Any]] = {}
     for name in inputs.situations:
         if name in parts:
-            figures = measured[name][edge.output]
-            result = judged.get(name)
+            figures, result = measured[name][edge.output].metrics, judged[name]
             found[name] = {
                 "prompts": len(parts[name].prompts),
                 **{key: figures[key] for key in SHOWN if key in figures},
-                "verdict": result.verdict if result else None,
-                "cause": result.cause if result else None,
+                "verdict": result.verdict,
+                "cause": result.cause,
             }
         elif name not in given.situations:
             found[name] = {"verdict": None, "cause": "an exported file takes one row"}

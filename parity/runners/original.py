@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from models.authoring.checkpoint import weight_files
 from parity.errors import RungError
 from parity.inputs import TokenizedPrompt
 from parity.runners.base import Prefilled, Session
+from parity.runners.precision import Precision, everything_float64
 from parity.trace import Logits
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Original:
     """
 
     folder: Path
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Precision = "float32"
     threads: int = 1
     remote_code: bool = False
     one_row: bool = False
@@ -281,33 +282,3 @@ def end_tokens_of(model: Any) -> frozenset[int]:
     """
     named = getattr(model, "generation_config", model.config).eos_token_id
     return frozenset(named if isinstance(named, list) else [] if named is None else [named])
-
-
-def everything_float64() -> AbstractContextManager[Any]:
-    """A context in which float32 casts and factory calls give float64.
-
-    ``model.double()`` alone is not an oracle: transformers casts to float32 inside norms, rotary tables and softmax,
-    which leaves a relative error of 1e-7. Here every operator that is asked for float32, or makes it by default, is
-    asked for float64 instead. Integer, boolean and half-precision tensors are left alone, so the checkpoint's own
-    values come in exactly.
-    """
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Float64Everywhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            args = tuple(torch.float64 if value is torch.float32 else value for value in args)
-            kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
-            return function(*args, **kwargs)
-
-    @contextmanager
-    def context() -> Iterator[None]:
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            with Float64Everywhere():  # type: ignore[no-untyped-call]
-                yield
-        finally:
-            torch.set_default_dtype(default)
-
-    return context()

@@ -1,4 +1,4 @@
-"""This project's PyTorch model, float32."""
+"""This project's PyTorch model: in float32, or in float64 throughout (the exact port)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parity.runners.driver import DrivenSession, Tensor
+from parity.runners.precision import Precision, computing_in
 from parity.runners.streamed_driven import DrivenLine
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reauthored:
-    """The family's model with the weights of ``folder``; prefill takes a prompt in one piece, unless that says how."""
+    """The family's model with the weights of ``folder``; prefill takes a prompt in one piece, unless that says how.
+
+    In float64 its rotary tables, masks and caches are float64 too.
+    """
 
     family: str
     folder: Path
@@ -28,6 +32,7 @@ class Reauthored:
     name: str = "reauthored"
     one_row: bool = False
     at_once: bool = False
+    precision: Precision = "float32"
 
     @contextmanager
     def open(self) -> Iterator[DrivenSession]:
@@ -35,7 +40,7 @@ class Reauthored:
         import torch
 
         torch.set_num_threads(self.threads)
-        with torch.inference_mode():
+        with computing_in(self.precision), torch.inference_mode():
             model = self.load()
             programs = [TorchProgram(model, length) for length in self.cache_lengths]
             yield DrivenSession(model.config, programs, self.end_tokens)
@@ -48,9 +53,9 @@ class Reauthored:
         from parity.runners.stages import TorchStages
 
         torch.set_num_threads(self.threads)
-        with torch.inference_mode():
+        with computing_in(self.precision), torch.inference_mode():
             parts = self.by_stage()
-            programs = [TorchStages(parts.model, length) for length in self.cache_lengths]
+            programs = [TorchStages(parts.model, length, self.precision) for length in self.cache_lengths]
             yield DrivenLine(parts.config, parts, programs, self.end_tokens)
 
     def load(self) -> Model:
@@ -86,5 +91,9 @@ class TorchProgram:
     def call(self, entry: str, length: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         import torch
 
-        made = self.model.entry(entry, self.cache_length)({k: torch.from_numpy(v) for k, v in tensors.items()})
+        known = {name: torch.from_numpy(value) for name, value in tensors.items()}
+        default = torch.get_default_dtype()
+        # What goes with a prompt, pictures and sounds, is float32 until a model computes with it.
+        known = {name: value.to(default) if value.is_floating_point() else value for name, value in known.items()}
+        made = self.model.entry(entry, self.cache_length)(known)
         return {name: tensor.numpy() for name, tensor in made.items()}

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from models.authoring.session import grid_of, prefill_name
 from parity.errors import RungError
 from parity.inputs import TokenizedPrompt
 from parity.runners.driver import DrivenSession, Tensor
 from parity.runners.litert import LiteRTProgram
+from parity.runners.precision import Precision, computing_in
 from parity.trace import SIGNATURES, Phase
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from models.authoring.model import Model
     from models.authoring.stage import Stage
     from parity.convert.cutting import Piece
-
-Precision = Literal["float32", "float64"]
 
 
 @dataclass(frozen=True)
@@ -219,10 +218,8 @@ def torch_stages(
     from models import registry
 
     torch.set_num_threads(threads)
-    model = registry.family(family).load(folder)
-    if precision == "float64":
-        model.double()
-    with torch.inference_mode():
+    with computing_in(precision), torch.inference_mode():
+        model = registry.family(family).load(folder)
         yield (
             model.config,
             [
