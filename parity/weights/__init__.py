@@ -117,15 +117,23 @@ def resolve(
             raise UsageError(f"{model.name} has no known place on Kaggle; use hub, or name one as kaggle@HANDLE")
         folder, revision = download_from_kaggle(handle, on_progress=say)
     else:
-        folder = Path(weights).expanduser().resolve()
-        if not folder.is_dir():
-            raise UsageError(f"{weights} is not a folder; --weights takes {TAKES}")
-        if not (folder / "config.json").is_file() and not any(folder.glob(f"*{STATE_DICT}")):
-            raise UsageError(f"{folder} has no config.json; point --weights to a checkpoint folder in the hub's layout")
+        folder = _local(weights)
     label = folder.name if kind == "path" else kind
     folder = completed(folder, model.preset, say)
     model.family.config_from(HFConfig.load(folder))  # refuse what cannot be carried out before anything heavy starts
     return Weights(kind, label, folder, sha256_of(weight_files(folder), unread_sha256), revision)
+
+
+def _local(weights: str) -> Path:
+    """The caller's folder."""
+    folder = Path(weights).expanduser().resolve()
+    if not folder.is_dir():
+        raise UsageError(f"{weights} is not a folder; --weights takes {TAKES}")
+    if not (folder / "config.json").is_file() and not any(folder.glob(f"*{STATE_DICT}")):
+        if files := sorted(folder.glob(f"*{SUFFIX}")):
+            raise UsageError(f"{folder} has no config.json but a GGUF file; name the file: --weights {files[0]}")
+        raise UsageError(f"{folder} has no config.json; point --weights to a checkpoint folder in the hub's layout")
+    return folder
 
 
 def _dequantized(model: Model, path: Path, made: Dequantized, say: Callable[[str], None] | None) -> Weights:

@@ -49,6 +49,12 @@ _PUBLISHED = "point --weights to a folder of the published checkpoint"
 #: Llama 3's factors, of whole frequencies; and LongRoPE's, of short and of long sessions.
 _FACTORS = ("rope_freqs.weight",)
 _LONG_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
+#: Tokens that begin and end a text and fill a batch.
+_MARKS = {
+    "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+    "pad_token_id": "tokenizer.ggml.padding_token_id",
+}
 #: Metadata of an architecture that changes nothing in inference; of some, only while it has this value.
 _WITHOUT_EFFECT: Mapping[str, Any] = {
     "vocab_size": ...,  # the rows of the token table, which are held against the configuration
@@ -220,6 +226,8 @@ def _configuration(
         bookkeeping = PreTrainedConfig().to_dict().keys() - {"model_type"}
         values = {key: value for key, value in read.items() if key not in bookkeeping and key[0] != "_"}
         values["torch_dtype"] = "float32"
+        # Those that the file does not name are nobody's: the library would take another model's.
+        values |= {name: metadata.get(key) for name, key in _MARKS.items()}
         restored = _restored(path, values, metadata, tensors, family)
     config = family.config_from(HFConfig(values, str(path)))
     if not isinstance(config, DecoderConfig):
@@ -296,17 +304,20 @@ def _llama3(path: Path, values: Mapping[str, Any], factors: np.ndarray, family: 
     """
     import numpy as np
 
-    theta = values["rope_parameters"]["rope_theta"]
+    rope: dict[str, Any] = values["rope_parameters"]
+    pairs = (values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]) // 2
+    if factors.shape == (pairs,) and (factors == 1).all():
+        return rope
     published = (preset.config.get("rope_scaling") or {} for preset in family.presets)
     for scaling in (found for found in published if found.get("rope_type") == "llama3"):
-        tried = {**scaling, "factor": float(factors.max())}
-        turns = (
-            theta ** -(np.arange(len(factors)) / len(factors)) * tried["original_max_position_embeddings"] / math.tau
-        )
+        tried = {**rope, **scaling, "factor": float(factors.max())}
+        frequencies = rope["rope_theta"] ** -(np.arange(pairs) / pairs)
+        turns = frequencies * tried["original_max_position_embeddings"] / math.tau
         low, high = tried["low_freq_factor"], tried["high_freq_factor"]
-        kept = np.clip((turns - low) / (high - low), 0, 1)
-        if np.allclose(factors, 1 / ((1 - kept) / tried["factor"] + kept), rtol=1e-5, atol=0):
-            return {"rope_theta": theta, **tried}
+        whole = np.clip((turns - low) / (high - low), 0, 1)
+        made = 1 / ((1 - whole) / tried["factor"] + whole)
+        if factors.shape == made.shape and np.allclose(factors, made, rtol=1e-5, atol=0):
+            return tried
     raise WeightsError(f"{path}: {_FACTORS[0]} holds the factors of no rotary scaling that is known; {_PUBLISHED}")
 
 
