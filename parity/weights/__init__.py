@@ -155,14 +155,14 @@ def _sampled(model: Model, on_progress: isolated.Progress | None, say: Callable[
     sample = sample_of(model)
     if say:
         say(f"{model.name} sample: {sample.origin}; {sample.licence}; in the package {sample.package} {sample.version}")
-    path = Path(sample.member)
     made = kept(sample.member_sha256)
     if made is None:
         with member(sample, on_progress) as path:
             made = dequantized(path, model.family.name, on_progress, sample.member_sha256)
+    file = Path(sample.member)
     package = {"package": sample.package, "version": sample.version, "licence": sample.licence}
-    found = _dequantized(model, path, made, say)
-    return replace(found, kind="sample", label="sample", origin={**made.origin(path.name), **package})
+    found = _dequantized(model, file, made, say)
+    return replace(found, kind="sample", label="sample", origin={**made.origin(file.name), **package})
 
 
 def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -> tuple[Path, str]:

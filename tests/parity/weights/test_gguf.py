@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -381,6 +383,20 @@ def test_not_gguf(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "small.gguf"
     path.write_bytes(content)
     assert "is not a GGUF file" in failure(WeightsError, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"), [("damaged.gguf", 3, "is not a GGUF file"), ("none.gguf", 2, "is not there")]
+)
+def test_exit_codes(tmp_path: Path, name: str, code: int, words: str) -> None:
+    """A file that says nothing is inconclusive, one that is not there wrong use; one line either way."""
+    (tmp_path / "damaged.gguf").write_bytes(bytes(4096))
+    command = [sys.executable, "-m", "parity", "weights", "llama", "--weights", str(tmp_path / name)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (ended.returncode, ended.stdout) == (code, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("parity: ")
+    assert words in line
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.3, 0.5, 0.9, 0.9999])
