@@ -157,8 +157,9 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def index(monkeypatch: pytest.MonkeyPatch, wheel: bytes) -> Iterator[Index]:
+def index(here: None, monkeypatch: pytest.MonkeyPatch, wheel: bytes) -> Iterator[Index]:
     """A package index that pip is set up with."""
+    assert here is None  # whose settings go before these
     state = Index(wheel)
     server = Server(("127.0.0.1", 0), type("AnswerHere", (Answer,), {"index": state}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
