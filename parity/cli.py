@@ -59,7 +59,7 @@ INTERRUPTED = 130
 
 @app.command()
 def models() -> None:
-    """List the presets: family, size, original, what is recorded."""
+    """List the presets: family, size, original, samples, what is recorded."""
     from rich.console import Console
     from rich.table import Table
 
@@ -71,12 +71,13 @@ def models() -> None:
     for recording in GoldenStore.default().all():
         name, _, rest = recording.name.partition("/")
         recorded.setdefault(name, []).append(rest)
-    table = Table(caption=f"recipes for every model: {', '.join(RECIPES)}", caption_justify="left")
+    caption = f"* has trained weights in a package: --weights sample\nrecipes for every model: {', '.join(RECIPES)}"
+    table = Table(caption=caption, caption_justify="left")
     for heading in ("preset", "family", "parameters", "original", "recorded"):
         justify: Literal["left", "right"] = "right" if heading == "parameters" else "left"
         table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading == "preset")
     for model in registry.models():
-        names = "\n".join((model.name, *model.preset.aliases))
+        names = "\n".join((model.name + (" *" if model.preset.sample else ""), *model.preset.aliases))
         size = f"{model.preset.parameters:,}"
         table.add_row(names, model.family.name, size, model.preset.repo, ", ".join(recorded.get(model.name, ["-"])))
     Console().print(table)

@@ -73,6 +73,7 @@ class Findings:
         self.weights = {"kind": weights.kind, "sha256": weights.sha256, "revision": weights.revision}
         if weights.kind == "path":
             self.weights["path"] = weights.label
+        self.weights |= weights.origin
         return weights
 
     def read(self, inputs: Inputs) -> Inputs:

@@ -158,7 +158,8 @@ class GoldenStore:
         return facts
 
     def _command(self, model: str, weights: Weights, inputs: Inputs) -> str:
-        source = weights.folder if weights.kind == "path" else weights.kind
+        named = {"path": str(weights.folder), "gguf": weights.origin.get("dequantized_from")}
+        source = named.get(weights.kind, weights.kind)
         command = f"parity golden record {model} --weights {source} --prompts {inputs.source}"
         return command if self == GoldenStore.default() else f"{command} --golden-dir {self.folder}"
 

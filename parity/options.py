@@ -51,10 +51,10 @@ def complete_recipes(incomplete: str) -> list[str]:
 
 
 def complete_weights(incomplete: str) -> list[str]:
-    """Kinds of weights; folders are the shell's."""
-    from parity.weights import KINDS
+    """Kinds of weights; files and folders are the shell's."""
+    from parity.weights import KINDS, LOCAL
 
-    return [name for name in KINDS if name != "path" and name.startswith(incomplete)]
+    return [name for name in KINDS if name not in LOCAL and name.startswith(incomplete)]
 
 
 Models = Annotated[
@@ -65,7 +65,9 @@ OneModel = Annotated[str, typer.Argument(metavar="MODEL", help="A preset or a fa
 WeightsOption = Annotated[
     str,
     typer.Option(
-        "--weights", help="tiny, synthetic, hub, hub@REVISION, kaggle, or a folder.", autocompletion=complete_weights
+        "--weights",
+        help="tiny, synthetic, sample, hub, hub@REVISION, kaggle, a .gguf file, or a folder.",
+        autocompletion=complete_weights,
     ),
 ]
 Recipes = Annotated[

@@ -34,7 +34,7 @@ from parity.report.record import Report
 from parity.report.side_by_side import Generated
 from parity.runners.base import Recorded
 from parity.situations import inputs_of, is_made
-from parity.weights import Weights, kind_of, resolve
+from parity.weights import LOCAL, Weights, kind_of, resolve
 
 #: Tokens of free-running generation compared after each prompt.
 GENERATED_TOKENS = 8
@@ -91,8 +91,8 @@ class Request:
 
     @property
     def name(self) -> str:
-        """What the report calls the model: a preset, or the family when the weights are a folder of any size."""
-        return self.model.family.name if kind_of(self.weights) == "path" else self.model.name
+        """What the report calls the model: a preset, or the family when the weights are a file or folder of one."""
+        return self.model.family.name if kind_of(self.weights) in LOCAL else self.model.name
 
 
 def check(request: Request, reporter: Reporter) -> Report:

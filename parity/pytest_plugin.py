@@ -54,7 +54,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The same names as on the command line."""
     group = parser.getgroup("parity")
     group.addoption("--model", action="append", default=[], help="preset, family or all; repeatable")
-    group.addoption("--weights", default="tiny", help="tiny, synthetic, hub, hub@REVISION, kaggle, or a folder")
+    group.addoption(
+        "--weights",
+        default="tiny",
+        help="tiny, synthetic, sample, hub, hub@REVISION, kaggle, a .gguf file, or a folder",
+    )
     group.addoption("--recipe", action="append", default=[], help="quantization recipe; repeatable; all for all six")
     group.addoption("--prompts", help="prompt set")
     group.addoption("--no-cache", action="store_true", help="neither take anything from earlier runs nor keep anything")

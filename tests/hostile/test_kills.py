@@ -27,7 +27,7 @@ from models.authoring.checkpoint import SINGLE
 from parity.artifacts.cache import ArtifactCache
 from parity.files import sha256_of
 from parity.golden import Recording
-from parity.weights import _intact
+from parity.weights.kept import sealed
 
 MODEL = "smollm-135m"
 #: Kills before a run must go through.
@@ -131,7 +131,7 @@ class Place:
         for path in (self.folder / "out").glob("*/*/*.safetensors"):
             assert Recording("torn?", path).facts["logits_sha256"] == sha256_of([path])
         for path in (self.folder / "cache").glob("parity/weights/tiny/[!.]*"):
-            assert _intact(path), f"{path} is torn"
+            assert sealed(path), f"{path} is torn"
             assert (path / SINGLE).is_file()
         kept, damage = ArtifactCache(self.folder / "cache" / "parity" / "artifacts", 1_000_000_000), []
         for entry in kept.entries():
