@@ -69,6 +69,7 @@ class Report:
     seconds: float
     cause: str | None = None
     streamed: Mapping[str, Any] | None = None
+    conditioning: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -83,6 +84,7 @@ class Report:
             "verdict": self.verdict,
             "cause": self.cause,
             "streamed": self.streamed,
+            "conditioning": self.conditioning,
             "environment": self.environment,
             "seconds": self.seconds,
         }
