@@ -22,6 +22,7 @@ from parity.convert.quantize import WeightPrecision, summarize
 from parity.compare.floor import FIRST_DRAWS, NoiseFloor
 from parity.compare.limits import EXACT
 from parity.compare.roundings import least_floors
+from parity.convert.stored import Numbers
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe, with_encoder
 from parity.errors import ParityError, PromptError, UsageError
 from parity.inputs import Inputs, TokenizedPrompt
@@ -431,30 +432,41 @@ class RoundedRung:
         self._dynamic = any(weight.dynamic for weight in rung.stored)
         self._whole = ladder
         self._floor: NoiseFloor | None = None
+        self._dithered: NoiseFloor | None = None
         self.name = f"{rung.name} in PyTorch"
         #: Of a streamed rung there is no file: then its weights are rounded anew.
         self._asked = {"file": rung.artifact.get("sha256"), "stored": [asdict(weight) for weight in rung.stored]}
         self.trace = self._recorded().trace
 
     def _runner(self, **how: Any) -> Rounded:
-        file = self._rung.paths[0] if self._rung.paths else None
-        names = self._ladder.files[0].names if file else ()
-        return Rounded(
-            *self._ladder._ours, at_once=True, stored=self._rung.stored, file=file, names=names, **how
-        )
+        numbers = None
+        if self._rung.paths:
+            source = self._ladder.files[0]
+            numbers = Numbers(self._rung.paths[0], source.path, source.names)
+        return Rounded(*self._ladder._ours, at_once=True, stored=self._rung.stored, numbers=numbers, **how)
 
     def _recorded(self) -> Recorded:
         runner = self._runner(name=self.name, precision="float64")
         return self._ladder._recording(runner, None, self._asked, original=False)
 
     def floor(self, rounds: int = 0) -> NoiseFloor:
-        """Its noise floor. Weights alone leave the model as well conditioned as it was; activations do not."""
+        """Its noise floor. Weights alone leave the model as well conditioned as it was; activations do not.
+
+        The first round that something is left open for has dithered draws as well.
+        """
         if not self._dynamic:
             return self._whole.floor(rounds)
-        noisy = self._runner(name=f"{self.name}, noise floor", noisy=True)
+        drawn = self._drawn(self._floor, rounds, dither=False)
+        self._floor = drawn
+        if rounds:
+            self._dithered = self._drawn(self._dithered, 0, dither=True)
+        return replace(drawn, discrete=True, dithered=self._dithered)
+
+    def _drawn(self, known: NoiseFloor | None, rounds: int, *, dither: bool) -> NoiseFloor:
+        kind = "dithered" if dither else "noise"
+        noisy = self._runner(name=f"{self.name}, {kind} floor", noisy=True, dither=dither)
         exact = self._ladder.scratch / f"{self.name}.safetensors"
-        self._floor = self._ladder._drawn(self._floor, rounds, noisy, self.inputs, exact, self._asked)
-        return self._floor
+        return self._ladder._drawn(known, rounds, noisy, self.inputs, exact, {**self._asked, "dither": dither})
 
 
 def _load_strictly(family: str, folder: Path, progress: isolated.Progress) -> None:

@@ -58,6 +58,12 @@ class NoiseFloor:
     prompts: Mapping[str, PromptNoise]
     least: Mapping[str, float]
     unit: float = 1.0
+    #: Where activations are rounded to integers. Then a difference in the last bit makes one of them another integer at
+    #: some positions and at others none, and few draws may have seen it nowhere. These are draws that have seen it
+    #: everywhere; the worst position is held against them.
+    dithered: NoiseFloor | None = None
+    #: Whether that may be the case, so that a ratio beyond its limit is not decided before all draws are made.
+    discrete: bool = False
 
     def __add__(self, other: NoiseFloor) -> NoiseFloor:
         return replace(self, prompts={name: noise + other.prompts[name] for name, noise in self.prompts.items()})
@@ -95,6 +101,11 @@ class NoiseFloor:
         result: Array = np.sqrt(errors.squared_error) / self.of(prompt, phase, errors)
         return result
 
+    def worst_ratios(self, prompt: str, phase: str, errors: PositionErrors) -> Array:
+        """The same for the worst position: in units of dithered draws, where those are larger."""
+        ratios = self.ratios(prompt, phase, errors)
+        return np.minimum(ratios, self.dithered.ratios(prompt, phase, errors)) if self.dithered else ratios
+
     def logit_noise(self, prompt: str) -> float:
         """The largest error of any logit of a prompt: the root mean square of the draws' largest."""
         return float(self.unit * np.sqrt(np.square(self.prompts[prompt].most).mean()))
@@ -105,12 +116,15 @@ def typical_ratio(ratios: Iterable[Array]) -> float:
     return float(np.median(np.concatenate(list(ratios))))
 
 
-def decided(figure: float, limit: Limit, draws: int) -> bool:
-    """Whether a ratio to the floor of so many draws keeps or breaks its limit whatever the true floor may be."""
+def decided(figure: float, limit: Limit, draws: int, *, discrete: bool = False) -> bool:
+    """Whether a ratio to the floor of so many draws keeps or breaks its limit whatever the true floor may be.
+
+    Where noise is ``discrete``, few draws do not bound the floor from above.
+    """
     if not math.isfinite(figure):
         return True
     below, above = _interval(draws)
-    return figure <= limit.most * below or figure > limit.most * above
+    return figure <= limit.most * below or (figure > limit.most * above and not discrete)
 
 
 def _interval(draws: int) -> tuple[float, float]:

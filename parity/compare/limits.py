@@ -131,23 +131,6 @@ ENCODER_LIMITS = {
 }
 
 
-def stage_limits(rung: str, bits: int | None = None) -> tuple[Limit, ...]:
-    """What a recipe may cost a single stage that is fed the reference's inputs: as much as a whole encoder.
-
-    An encoder is a few stages that hand on rows of the stream, and rounding adds up along them. A stage by itself can
-    only lose less; one that loses more has lost something else.
-    """
-    return encoder_limits(rung, bits)
-
-
-#: The bound on how far a quantized stage may stand out among its siblings when all keep their limits.
-SIBLING_RATIO = Limit(
-    metric="sibling_ratio",
-    most=8.0,
-    reason="A stage's error over the median of its siblings'. Blocks differ in width, outliers and position in the "
-    "stack; a multiple as large as that allowed over the noise floor is what something else than rounding makes.",
-)
-
 #: What is read off a quantized file without running it; see ``parity.convert.rounding``.
 STORED_LIMITS = (
     Limit(

@@ -160,7 +160,9 @@ def undecided(edges: Iterable[Edge], limits: Sequence[Limit]) -> bool:
     """Whether more draws of the floor could still change a verdict."""
     found = {limit.metric: limit for limit in limits if limit.metric in ("floor_ratio", "worst_position_ratio")}
     return any(
-        not decided(edge.metrics[metric], limit, edge.metrics["draws"])
+        not decided(
+            edge.metrics[metric], limit, edge.metrics["draws"], discrete=edge.metrics.get("discrete", False)
+        )
         for edge in edges
         for metric, limit in found.items()
         if "draws" in edge.metrics and edge.verdict is not Verdict.ERROR

@@ -40,9 +40,6 @@ class Noise:
     """Adds noise to what the layers of a model make. The same prompt is given the same noise in every process."""
 
     def __init__(self) -> None:
-        import torch
-
-        self._generator = torch.Generator()
         #: The squared length of every row of a layer's weights.
         self._lengths: dict[int, Tensor] = {}
 
@@ -50,7 +47,9 @@ class Noise:
         """Start over, with noise that follows from the prompt's id."""
         import hashlib
 
-        self._generator.manual_seed(int.from_bytes(hashlib.sha256(prompt.id.encode()).digest()[:8], "little", signed=True))
+        import torch
+
+        torch.manual_seed(int.from_bytes(hashlib.sha256(prompt.id.encode()).digest()[:8], "little"))
 
     def watch(self, model: Model) -> None:
         """From now on, whatever the model's layers make is noisy."""
@@ -92,7 +91,7 @@ class Noise:
         """Errors of at most one unit roundoff."""
         import torch
 
-        drawn = torch.rand(like.shape, generator=self._generator, dtype=like.dtype)
+        drawn = torch.rand_like(like)
         return drawn.mul_(2 * UNIT_ROUNDOFF).sub_(UNIT_ROUNDOFF)
 
 
