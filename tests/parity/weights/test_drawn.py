@@ -33,7 +33,7 @@ def test_tiny_checkpoint_has_the_committed_hash(model: registry.Model) -> None:
 
 
 class Run(NamedTuple):
-    """Our logits ``[P, V]`` over the default prompts and what is forced, and the squares ``[D]`` of what the head read."""
+    """Our logits ``[P, V]`` over all that is forced, and the summed squares ``[D]`` of what the head read."""
 
     logits: np.ndarray
     squares: torch.Tensor
