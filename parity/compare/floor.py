@@ -17,11 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from parity.compare.limits import Limit
-from parity.compare.metrics import FAINT, Array, PositionErrors
+from parity.compare.metrics import FAINT, Array
 
 #: Draws of a run that is decided at once, and the most that an undecided one is given: each round doubles them.
 FIRST_DRAWS = 4
@@ -32,6 +33,16 @@ CONFIDENCE = 0.999
 IN_FLOAT64 = 2.0**-29
 #: A position amplifies rounding badly where its floor is so many times that of the typical position.
 ILL_CONDITIONED = 30.0
+
+
+class Distances(Protocol):
+    """What a floor must know of a comparison: squared L2 distances and sizes of the reference, per position ``[P]``."""
+
+    @property
+    def squared_error(self) -> Array: ...
+
+    @property
+    def squared_reference(self) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class NoiseFloor:
         """The same model's floor where it is evaluated in float64."""
         return replace(self, unit=self.unit * IN_FLOAT64)
 
-    def of(self, prompt: str, phase: str, errors: PositionErrors) -> Array:
+    def of(self, prompt: str, phase: str, errors: Distances) -> Array:
         """The floor ``[P]`` at the positions of ``errors``, an L2 distance as theirs."""
         squared = errors.squared_reference
         least = self.least[phase] ** 2 * np.maximum(squared, FAINT**2 * squared.mean())
@@ -96,7 +107,7 @@ class NoiseFloor:
         result: Array = self.unit * np.sqrt(np.maximum(drawn, least))
         return result
 
-    def ratios(self, prompt: str, phase: str, errors: PositionErrors) -> Array:
+    def ratios(self, prompt: str, phase: str, errors: Distances) -> Array:
         """Distances in units of the floor, ``[P]``. A reference of nothing but zeros gives no number, or infinity."""
         result: Array = np.sqrt(errors.squared_error) / self.of(prompt, phase, errors)
         return result
@@ -152,7 +163,7 @@ class Conditioning:
         return self.times >= ILL_CONDITIONED
 
 
-def conditioning(floor: NoiseFloor, errors: Mapping[str, Mapping[str, PositionErrors]]) -> dict[str, Conditioning]:
+def conditioning(floor: NoiseFloor, errors: Mapping[str, Mapping[str, Distances]]) -> dict[str, Conditioning]:
     """Of every prompt; ``errors`` of any rung, by phase and prompt, tell the size of the reference."""
     found: dict[str, list[Array]] = {}
     for phase, prompts in errors.items():
