@@ -1,8 +1,8 @@
 """Where did it break? Every stage of a rung fed what the reference's stages made, one job a side.
 
-The port against the original: the oracle gives the inputs, and the float32 original, fed with the same, the noise floor;
-of the exact port, that in units of float64. A file against the exact port: that gives the inputs, draws of float32 noise
-the floor, and the file is taken apart into one signature a stage.
+The port against the original: the oracle gives the inputs, and the float32 original, fed with the same, the noise
+floor; of the exact port, that in units of float64. A file against the exact port: that gives the inputs, draws of
+float32 noise the floor, and the file is taken apart into one signature a stage.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class FileSide:
                 recorder.save(self._calls(number))
 
     def measure_floor(self, progress: isolated.Progress) -> tuple[Measurements, Measurements]:
-        """A job: the noise of stages, each fed what the port in float64 has made, and that of calls one after the other."""
+        """A job: the noise of stages, each fed what float64 has made, and that of calls one after the other."""
         stages, calls = [], []
         with self._stages(noisy=True) as (config, models):
             whole = [Whole(each) for each in models]

@@ -207,8 +207,8 @@ def together(rounds: Sequence[Measurements]) -> dict[Place, Measured]:
     """The floor of several draws: the root mean square of what each has measured."""
     return {
         place: Measured(
-            float(np.sqrt(np.mean([each[place].rel_l2**2 for each in rounds]))),
-            float(np.sqrt(np.mean([each[place].worst_row**2 for each in rounds]))),
+            float(np.sqrt(np.mean([each[place].rel_l2 ** 2 for each in rounds]))),
+            float(np.sqrt(np.mean([each[place].worst_row ** 2 for each in rounds]))),
         )
         for place in rounds[0]
     }
@@ -230,7 +230,7 @@ def conclude(rung: str, reference: str, prompts: Sequence[str], stages: tuple[St
 
 def _remark(first: StageErrors | None, stages: Sequence[StageErrors]) -> str:
     if first is None:
-        return "no stage is off when it is fed the reference's inputs, and no call: what is off is what rounding adds up to"
+        return "no stage is off, and no call, when it is given the reference's inputs: it is rounding that adds up"
     siblings = [row for row in stages if _kin(row) == _kin(first)]
     bad = [row.stage for row in siblings if row.bad]
     kind = first.stage.rpartition("_")[0] or first.stage

@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from parity.compare.limits import Limit
+from parity.compare.limits import ROUNDING_LIMITS, Limit
 from parity.compare.metrics import FAINT, Array
 
 #: Draws of a run that is decided at once, and the most that an undecided one is given: each round doubles them.
@@ -112,7 +112,7 @@ class NoiseFloor:
         result: Array = np.sqrt(errors.squared_error) / self.of(prompt, phase, errors)
         return result
 
-    def worst_ratios(self, prompt: str, phase: str, errors: PositionErrors) -> Array:
+    def worst_ratios(self, prompt: str, phase: str, errors: Distances) -> Array:
         """The same for the worst position: in units of dithered draws, where those are larger."""
         ratios = self.ratios(prompt, phase, errors)
         return np.minimum(ratios, self.dithered.ratios(prompt, phase, errors)) if self.dithered else ratios
@@ -120,6 +120,13 @@ class NoiseFloor:
     def logit_noise(self, prompt: str) -> float:
         """The largest error of any logit of a prompt: the root mean square of the draws' largest."""
         return float(self.unit * np.sqrt(np.square(self.prompts[prompt].most).mean()))
+
+
+def tie(floor: NoiseFloor, prompt: str) -> float:
+    """How far apart two logits of a prompt may be that float32 evaluation can bring into the other order."""
+    return next(limit.most for limit in ROUNDING_LIMITS if limit.metric == "worst_position_ratio") * floor.logit_noise(
+        prompt
+    )
 
 
 def typical_ratio(ratios: Iterable[Array]) -> float:
@@ -175,6 +182,5 @@ def conditioning(floor: NoiseFloor, errors: Mapping[str, Mapping[str, Distances]
     typical = {name: float(np.median(each)) for name, each in amplified.items()}
     middle = float(np.median(list(typical.values())))
     return {
-        name: Conditioning(typical[name], float(each.max()), typical[name] / middle)
-        for name, each in amplified.items()
+        name: Conditioning(typical[name], float(each.max()), typical[name] / middle) for name, each in amplified.items()
     }

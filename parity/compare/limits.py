@@ -79,7 +79,8 @@ ROUNDING_LIMITS = (
     Limit(
         metric="worst_position_ratio",
         most=8.0,
-        reason=_FLOOR + "The worst position: where a prompt amplifies rounding along one direction, a sound distance is "
+        reason=_FLOOR
+        + "The worst position: where a prompt amplifies rounding along one direction, a sound distance is "
         "a normal number in units of the floor, and one of 8 does not happen.",
     ),
 )
@@ -105,8 +106,8 @@ STAGE_LIMITS = (
     Limit(
         metric="floor_ratio",
         most=8.0,
-        reason="A single stage, fed the reference's inputs, in units of its own noise. It has few sums, so how a runtime "
-        "adds them and approximates its functions does not average out as it does over a model.",
+        reason="A single stage, fed the reference's inputs, in units of its own noise. It has few sums, so how a "
+        "runtime adds them and approximates its functions does not average out as it does over a model.",
     ),
     Limit(metric="worst_position_ratio", most=16.0, reason="The same at the worst row of the stage."),
 )

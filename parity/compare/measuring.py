@@ -19,6 +19,7 @@ from parity.compare.metrics import (
     negative_log_likelihood,
     summarize,
 )
+from parity.compare.sketch import SketchErrors, concatenate_sketched, sketched_distances, summarize_sketched
 from parity.compare.statistics import Array
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.trace import PHASES, PromptTrace, Trace
@@ -108,6 +109,34 @@ def measure(
         by_source = {name: {**distances(errors), **_of_ratios(each.get(name))} for name, errors in rows.items()}
         measured[ENCODER] = Measured({**made, **(sampling.of_encoder(rows) if sampled else {})}, by_source)
     measured["logits"] = Measured(metrics, by_prompt(whole, ratios))
+    return measured
+
+
+def measure_recorded(errors: Mapping[str, Mapping[str, SketchErrors]], floor: NoiseFloor) -> dict[Output, Measured]:
+    """The figures of what was compared with a recording, ``errors`` by phase and prompt, in units of the ``floor``."""
+    ratios = {
+        phase: {name: floor.ratios(name, phase, each) for name, each in prompts.items()}
+        for phase, prompts in errors.items()
+    }
+    measured: dict[Output, Measured] = {}
+    if ENCODER in errors:
+        made = sketched_distances(concatenate_sketched(errors[ENCODER].values()))
+        made |= {**_ratios(ratios[ENCODER], ratios[ENCODER]), **_worst({ENCODER: ratios[ENCODER]}), **_drawn(floor)}
+        rows = {name: {"positions": len(each), **_of_ratios(each)} for name, each in ratios[ENCODER].items()}
+        measured[ENCODER] = Measured(made, rows)
+    logits = {phase: ratios[phase] for phase in PHASES}
+    metrics = summarize_sketched(concatenate_sketched(each for phase in PHASES for each in errors[phase].values()))
+    for phase in PHASES:
+        metrics[phase] = _ratios(logits[phase], logits[phase])
+    metrics |= {
+        "floor_ratio": max(metrics[phase]["floor_ratio"] for phase in PHASES),
+        **_worst(logits),
+        **_drawn(floor),
+    }
+    whole = {name: np.concatenate([logits[phase][name] for phase in PHASES]) for name in errors[PHASES[0]]}
+    measured["logits"] = Measured(
+        metrics, {name: {"positions": len(each), **_of_ratios(each)} for name, each in whole.items()}
+    )
     return measured
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -216,7 +216,7 @@ def numbers_of(weight: Weight, name: str) -> NDArray[np.float64]:
     """
     storage = storage_of(weight, name)
     if storage.scales is not None and storage.kind in ("int8", "int4"):
-        return codes_of(weight, storage) * storage.scales.astype(np.float64)
+        return codes_of(weight, storage).astype(np.float64) * storage.scales.astype(np.float64)
     if storage.kind in ("float32", "float16"):
         return weight.data(np.dtype(storage.kind).type).reshape(weight.shape).astype(np.float64)
     raise RungError(f"{name} is stored as {storage.precision}, whose numbers cannot be read here")

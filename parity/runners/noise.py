@@ -2,11 +2,11 @@
 
 Every draw evaluates the model in float32 and adds a random error to what each linear layer and each norm makes. Its
 size is that of adding ``K`` terms one after the other, as the runtime's kernels do. Each addition rounds the partial
-sum, by an error that is uniform in plus or minus one unit roundoff ``u`` of it, so the variance is ``u^2 / 3`` times the
-sum of the squared partial sums. For terms in random order whose sum is ``y`` and whose squares add up to ``q``, that
-sum is ``K/3 y^2 + K/6 (q - y^2/K)`` (partial sums of a random permutation: a line to ``y`` and a bridge around it). The
-squares are taken to be spread over the terms: ``q = |w|^2 |x|^2 / K``; the exact ``(w^2)(x^2)`` would cost a second
-product, and on trained weights it gives the same ratios (docs/limits.md has both).
+sum, by an error that is uniform in plus or minus one unit roundoff ``u`` of it, so the variance is ``u^2 / 3`` times
+the sum of the squared partial sums. For terms in random order whose sum is ``y`` and whose squares add up to ``q``,
+that sum is ``K/3 y^2 + K/6 (q - y^2/K)`` (partial sums of a random permutation: a line to ``y`` and a bridge around
+it). The squares are taken to be spread over the terms: ``q = |w|^2 |x|^2 / K``; the exact ``(w^2)(x^2)`` would cost a
+second product, and on trained weights it gives the same ratios.
 
 What PyTorch rounds by itself in float32 (rotary angles, softmax, activations) is in every draw anyway. Other noise was
 measured as well: plus or minus one ``u`` on every output, without the sums, is half as large as the original's own
@@ -16,6 +16,7 @@ error and grows too slowly with the width; up-down rounding of every operator co
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,13 @@ class Draws:
 
 
 def measured(
-    answering: Answering, runner: Any, inputs: Inputs, draws: Draws, exact: Path, destination: Path, progress: isolated.Progress
+    answering: Answering,
+    runner: Any,
+    inputs: Inputs,
+    draws: Draws,
+    exact: Path,
+    destination: Path,
+    progress: isolated.Progress,
 ) -> None:
     """A job: how far draws of ``runner``, which is noisy, are from the trace ``exact``; written to ``destination``."""
     from safetensors.numpy import save_file
@@ -142,7 +149,7 @@ def measured(
         save_file(tensors, temporary)
 
 
-def read_floor(path: Path, inputs: Inputs, least: dict[str, float]) -> NoiseFloor:
+def read_floor(path: Path, inputs: Inputs, least: Mapping[str, float]) -> NoiseFloor:
     """What ``measured`` wrote.
 
     Raises:

@@ -6,10 +6,10 @@ the runtime rounds activations to eight bits, so does this.
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,12 +111,16 @@ def _times(exact: Tensor, parameter: Tensor) -> float | None:
     """How many times the parameter a weight of the float file is; ``None`` if it is no multiple of it."""
     import torch
 
+    if torch.equal(exact, parameter.float()):
+        return 1.0
     mine = parameter.double()
     at = int(mine.abs().argmax())
     times = float(exact.double().flatten()[at] / mine.flatten()[at])
     within = 2 * UNIT_ROUNDOFF * exact.double().abs()
     # Where nothing was multiplied in, the same numbers; a product has been rounded once more.
-    alike = torch.equal(exact.double(), mine) if times == 1 else bool(((mine * times - exact).abs() <= 2 * within).all())
+    alike = (
+        torch.equal(exact.double(), mine) if times == 1 else bool(((mine * times - exact).abs() <= 2 * within).all())
+    )
     return times if alike else None
 
 
@@ -131,7 +135,7 @@ def _gain_in(name: str, exact: Tensor, parameter: Tensor, gains: Mapping[str, An
     found = [at for at, norm in gains.items() if fits(norm)]
     if not found:
         raise RungError(f"what the file has of {name} is not what the checkpoint has; convert it again")
-    return max(found, key=lambda at: len(os.path.commonprefix([at, name])))
+    return max(found, key=lambda at: SequenceMatcher(None, at, name).find_longest_match().size)
 
 
 class _RoundedByStage(ModelByStage):
