@@ -37,8 +37,8 @@ def compare_generation(
 
     ``noise`` is what float32 evaluation does to any logit of a prompt, by its id: the floor's, never the candidate's
     own error. A different choice is a *tie* where the reference's own is ahead by at most twice that, as two logits
-    that are closer can change places; else it is a *defect*. A rung without ``noise`` is quantized: it has *changed* the
-    choice, and the reference's margin tells by how much. A choice that is not among those which the reference keeps
+    that are closer can change places; else it is a *defect*. A rung without ``noise`` is quantized: it has *changed*
+    the choice, and the reference's margin tells by how much. A choice that is not among those which the reference keeps
     counts as far away as the last of them. The same choice is a defect where one of the two takes it for the end of the
     text, and the other does not.
     """

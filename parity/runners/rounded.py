@@ -116,12 +116,9 @@ def _times(exact: Tensor, parameter: Tensor) -> float | None:
     mine = parameter.double()
     at = int(mine.abs().argmax())
     times = float(exact.double().flatten()[at] / mine.flatten()[at])
-    within = 2 * UNIT_ROUNDOFF * exact.double().abs()
-    # Where nothing was multiplied in, the same numbers; a product has been rounded once more.
-    alike = (
-        torch.equal(exact.double(), mine) if times == 1 else bool(((mine * times - exact).abs() <= 2 * within).all())
-    )
-    return times if alike else None
+    # A product has been rounded once more, and so has the quotient of its largest value.
+    within = 4 * UNIT_ROUNDOFF * exact.double().abs()
+    return times if bool(((mine * times - exact).abs() <= within).all()) else None
 
 
 def _gain_in(name: str, exact: Tensor, parameter: Tensor, gains: Mapping[str, Any]) -> str:
