@@ -200,9 +200,9 @@ def _typical(edge: Edge, metric: str) -> str:
     if ends:
         said += f", at most {spelled(metric, ends[-1])} ({percent(edge.metrics.get('typical_confidence'))} sure)"
     if edge.limits:
-        names = {"kl_typical": "", "rel_l2": "" if edge.output != "logits" else "rel L2 "}
         allowed = ", ".join(
-            f"{names.get(name, f'{title(name)} ')}{limit_spelled(name, bound)}" for name, bound in edge.limits.items()
+            f"{'' if name == metric else f'{title(name)} '}{limit_spelled(name, bound)}"
+            for name, bound in edge.limits.items()
         )
         said += f"; {shown(edge.budget) if edge.budget else 'the limit'} allows {allowed}"
     own = edge.own_loss.get(metric)
