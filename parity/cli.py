@@ -16,6 +16,7 @@ from parity.options import (
     INCONCLUSIVE,
     MISUSED,
     PASSED,
+    Budgets,
     EncoderRecipe,
     GoldenDir,
     HtmlFile,
@@ -89,6 +90,7 @@ def check(
     weights: WeightsOption = "tiny",
     recipe: Recipes = None,
     encoder_recipe: EncoderRecipe = None,
+    budget: Budgets = None,
     rung: Rungs = None,
     prompts: Prompts = None,
     prefill: Prefill = None,
@@ -105,6 +107,7 @@ def check(
     """Run the ladder on the same prompts and judge every rung."""
     from rich.console import Console
 
+    from parity.budget import budget_of
     from parity.golden import GoldenStore
     from parity.pipeline import Request
     from parity.pipeline import check as run
@@ -112,6 +115,7 @@ def check(
     from parity.report.record import overall
 
     store = GoldenStore(golden_dir) if golden_dir else GoldenStore.default()
+    allowed = budget_of(budget or ())
     cache = _cache(no_cache)
     requests = [
         Request(
@@ -125,6 +129,7 @@ def check(
             cache_length=kv_cache,
             golden=store if golden else None,
             cache=cache,
+            budget=allowed,
             remote_code=trust_remote_code,
             streamed=streamed,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,11 +12,23 @@ from typing import TYPE_CHECKING, Any
 from models.errors import ModelError, UnknownModelError
 from parity import environment
 from parity.bisect.locate import Locator
-from parity.compare.comparison import Comparison, Limits
+from parity.compare.budgets import Budget, default_budget
+from parity.compare.comparison import Comparison
 from parity.compare.copies import Numbers, copied, denouncing
-from parity.compare.limits import FLOAT_RUNGS, OWN_LOSSES, UNQUANTIZED, Limit, following, limits_for, own_loss_of
-from parity.compare.roundings import least_floors
-from parity.compare.verdict import ENCODER, Edge, Output, Verdict, measure
+from parity.compare.floor import Conditioning, NoiseFloor, conditioning
+from parity.compare.generation import compare_generation
+from parity.compare.limits import (
+    EXACT,
+    ROUNDING_LIMITS,
+    UNQUANTIZED,
+    Limit,
+    Question,
+    encoder_limits,
+    limits_for,
+    question_of,
+)
+from parity.compare.measuring import ENCODER, Output, compare_prompts, measure
+from parity.compare.verdict import Edge, Verdict, over_budget, worst
 from parity.convert.recipes import Recipe, weight_bits
 from parity.errors import ParityError, UsageError
 from parity.golden import Reference
@@ -48,10 +60,13 @@ class Findings:
         self.cause: str | None = None
         self.streaming: Streaming | None = None
         self.locator = Locator(request.name, original=not request.golden)
-        # Known once there is a reference, see ``referred``: what copies are told by.
+        self.conditioning: dict[str, Conditioning] = {}
+        # Known once there is a reference, see ``referred``: what rungs are held against, and what copies are told by.
+        self.ladder: Ladder
+        self.oracle: Reference
         self.shared: Inputs
         self.digest: str
-        self.least: Mapping[str, float]
+        self.noisy: bool
 
     @contextmanager
     def failing_closed(self) -> Iterator[None]:
@@ -92,100 +107,118 @@ class Findings:
         return inputs
 
     def referred(self, reference: Reference, originals: tuple[Recorded, Recorded] | None, ladder: Ladder) -> Reference:
-        """Note the reference and the originals. The original's own edge shows the noise floor."""
+        """Note the reference and the originals, and find out what rounding does to this model on these prompts."""
+        self.ladder, self.oracle = ladder, reference
         alone = ladder.inputs.one_row
         self.shared = alone if alone.prompts else ladder.inputs
         self.digest = reference.trace.of(self.shared).digest
-        self.least = least_floors(ladder.config)
+        floor = ladder.floor()
+        self.noisy = floor.noisy
+        self.conditioning = conditioning(floor, compare_prompts(reference.trace, ladder.exact().trace))
         if originals:
             oracle, original = originals
             self.rungs.append(_rung_record(Rung("original64", oracle)))
-            self._compare(Rung("original", original), original, reference, ladder.inputs, ladder)
+            self._compare(Rung("original", original), original)
         return reference
 
-    def judge(self, rung: Rung, reference: Reference, inputs: Inputs, ladder: Ladder) -> None:
-        """Hold a rung against the reference, and find the stage if it fails; a rung without a trace is an ERROR."""
+    def judge(self, rung: Rung) -> None:
+        """Hold a rung against what it is compared to, and find the stage if it fails; one without a trace is an ERROR."""
+        judged = len(self.edges)
         if rung.recorded:
-            judged = len(self.edges)
-            self._compare(rung, rung.recorded, reference, inputs, ladder)
-            self.edges[judged:] = self.locator.locate(rung, self.edges[judged:], reference.trace, ladder)
+            self._compare(rung, rung.recorded)
         else:
             self.rungs.append(_rung_record(rung))
             self._error(rung.name, rung.cause)
-            self.locator.locate(rung, self.edges[-1:], reference.trace, ladder)
+        self.edges[judged:] = self.locator.locate(rung, self.edges[judged:], self.ladder)
 
-    def _compare(self, rung: Rung, recorded: Recorded, reference: Reference, inputs: Inputs, ladder: Ladder) -> None:
+    def _compare(self, rung: Rung, recorded: Recorded) -> None:
         self.rungs.append(_rung_record(rung))
-        comparison = Comparison.of(
-            rung.name,
-            recorded.trace,
-            reference,
-            inputs,
+        quantized = rung.name not in UNQUANTIZED
+        floor = self.ladder.floor()
+        generation = None
+        if rung.name != EXACT:
+            noise = None if quantized else partial(_tie, floor)
+            generation = compare_generation(rung.name, self.oracle.trace.of(recorded.inputs), recorded.trace, noise)
+            if generation.of:  # prompts made for situations are not generated from
+                self.generation.append(asdict(generation))
+        comparison = Comparison(
+            reference=self.oracle.name,
+            candidate=rung.name,
+            question=question_of(rung.name),
+            expected=self.oracle.trace,
+            trace=recorded.trace,
+            inputs=self.ladder.inputs,
             given=recorded.inputs,
-            sampled=rung.name not in UNQUANTIZED,
-            rounding=rung.artifact.get("rounding"),
+            generation=generation,
         )
-        limits = partial(self._limits, rung.name, stored=bool(comparison.rounding))
-        edges = comparison.judged(limits)
-        if rung.stored and self._may_be_the_recipes(rung, edges, comparison.broken(limits)):
-            above = {edge.verdict for edge in self.edges if edge.candidate in FLOAT_RUNGS}
-            if above == {Verdict.PASS}:
-                edges = self._held_to_the_recipe(rung, comparison, limits, reference, ladder)
-            elif not above:  # nobody has seen that the port is sound, which is what the recipe would be run with
-                edges = _saying(edges, "with --rung reauthored as well it is held to what its recipe loses by itself")
-        numbers = self._numbers(rung, recorded.trace.of(self.shared))
-        cause = copied(numbers, self.digest, self.numbers, reference.floor, self.least)
-        self.numbers.append(numbers)
+        if quantized:
+            edges = self._quantized(rung, comparison)
+        else:
+            scaled = (lambda rounds: self.ladder.floor(rounds).in_float64) if rung.name == EXACT else self.ladder.floor
+            limits = limits_for(comparison.question)
+            edges = comparison.drawn(lambda _: limits, scaled)
+        numbers = self._numbers(rung, recorded.trace.of(self.shared)) if rung.name != EXACT else None
+        cause = copied(numbers, self.digest, self.numbers, noisy=self.noisy) if numbers else None
+        self.numbers += [numbers] if numbers else []
         self.edges += denouncing(edges, cause)
-        if comparison.generation.of:  # prompts made for situations are not generated from
-            self.generation.append(asdict(comparison.generation))
 
-    def _may_be_the_recipes(self, rung: Rung, edges: Sequence[Edge], broken: set[str]) -> bool:
-        """Whether a quantized rung fails in nothing but what a recipe loses.
-
-        Not if its file has fewer bits than the recipe wanted, or if nobody knows how its weights should be rounded.
-        """
-        failed = Verdict.ERROR not in {edge.verdict for edge in edges} and bool(broken) and broken <= OWN_LOSSES
-        known = all(weight.rounding or weight.precision == "float32" for weight in rung.stored)
-        return failed and known and not any(weight.coarser for weight in rung.stored)
-
-    def _held_to_the_recipe(
-        self, rung: Rung, comparison: Comparison, limits: Limits, reference: Reference, ladder: Ladder
-    ) -> list[Edge]:
-        """The edges of a quantized rung that loses more than its recipe should, judged by what the recipe does lose."""
+    def _quantized(self, rung: Rung, comparison: Comparison) -> list[Edge]:
+        """Two questions of a quantized rung: does the file do what it says, and can the model afford that?"""
+        own: dict[Output, dict[str, Any]] = {}
         try:
-            recorded = ladder.rounded(rung)
+            rounded = self.ladder.rounded(rung)
+            stored = rung.artifact.get("rounding") or {}
+            limits = limits_for("fidelity")
+            with_stored = limits_for("fidelity", stored=bool(stored))
+            faithful = replace(
+                comparison,
+                reference=rounded.name,
+                question="fidelity",
+                expected=rounded.trace,
+                rounding=stored,
+                generation=None,
+            ).drawn(lambda output: limits if output == ENCODER else with_stored, rounded.floor)
+            measured = measure(self.oracle.trace.of(rounded.inputs), rounded.trace, rounded.inputs, sampled=True)
+            own = {output: _own_loss(found.metrics) for output, found in measured.items()}
         except (ParityError, ModelError) as error:
-            return _saying(comparison.judged(limits), f"what the recipe itself loses could not be found out: {error}")
-        expected = reference.trace.of(recorded.inputs)
-        measured = measure(expected, recorded.trace, reference.floor, recorded.inputs, sampled=True)
-        own = {output: own_loss_of(metrics, limits(output)) for output, metrics in measured.items()}
+            cause = f"fidelity could not be judged: {error}"
+            faithful = [self._edge(rung.name, "fidelity", f"{rung.name} in PyTorch", cause)]
+        sound = worst(edge.verdict for edge in faithful) is Verdict.PASS
+        cost = [
+            over_budget(replace(edge, own_loss=own.get(edge.output, {}), budget=self._budget(rung.name, edge.output)), sound=sound)
+            for edge in replace(comparison, question="quality", generation=None).judged(partial(self._affords, rung.name))
+        ]
+        return [*faithful, *cost]
 
-        def wider(output: Output) -> tuple[Limit, ...]:
-            recipe = self._recipe_of(rung.name, output)
-            assert recipe is not None, "a rung with stored weights has a recipe"
-            return following(limits(output), own[output], recipe.name, weight_bits(recipe), output)
+    def _affords(self, rung: str, output: Output) -> tuple[Limit, ...]:
+        """What a quantized rung may cost."""
+        recipe = self._recipe_of(rung, output)
+        if output == ENCODER:
+            return encoder_limits(recipe.name, weight_bits(recipe))
+        return self._asked_budget(recipe).limits
 
-        return [replace(edge, own_loss=own[edge.output]) for edge in comparison.judged(wider)]
+    def _budget(self, rung: str, output: Output) -> str | None:
+        return None if output == ENCODER else self._asked_budget(self._recipe_of(rung, output)).name
+
+    def _asked_budget(self, recipe: Recipe) -> Budget:
+        return self.request.budget or default_budget(weight_bits(recipe))
 
     def _numbers(self, rung: Rung, trace: Trace) -> Numbers:
         recipe = self.request.plan.recipe(rung.name)
         bits = weight_bits(recipe) if recipe else 32
         return Numbers(rung.name, trace.digest, rung.artifact.get("sha256"), bits)
 
-    def _limits(self, rung: str, output: Output, *, stored: bool) -> tuple[Limit, ...]:
-        by = self._recipe_of(rung, output)
-        if by is None:
-            return limits_for(rung, output=output)
-        return limits_for(by.name, weight_bits(by), output, stored=stored and output != ENCODER)
-
-    def _recipe_of(self, rung: str, output: Output) -> Recipe | None:
+    def _recipe_of(self, rung: str, output: Output) -> Recipe:
         """A quantized rung's recipe, or the one that its encoder has instead."""
         recipe = self.request.plan.recipe(rung)
-        return recipe.encoder if recipe and recipe.encoder and output == ENCODER else recipe
+        assert recipe is not None, f"{rung} is a quantized rung"
+        return recipe.encoder if recipe.encoder and output == ENCODER else recipe
 
     def _error(self, name: str, cause: str | None) -> None:
-        self.edges.append(Edge(reference=self.reference, candidate=name, verdict=Verdict.ERROR, cause=cause))
+        self.edges.append(self._edge(name, question_of(name) if name in UNQUANTIZED else "quality", self.reference, cause))
+
+    def _edge(self, name: str, question: Question, reference: str, cause: str | None) -> Edge:
+        return Edge(reference=reference, candidate=name, question=question, verdict=Verdict.ERROR, cause=cause)
 
     def report(self) -> Report:
         """The record of whatever was reached. Rungs that were asked for and not reached are ERRORs."""
@@ -204,13 +237,20 @@ class Findings:
             environment=environment.describe(),
             seconds=time.perf_counter() - self.began,
             cause=self.cause,
+            conditioning={name: {**asdict(found), "ill": found.ill} for name, found in self.conditioning.items()},
             streamed=self.streaming.to_json() if self.streaming else None,
         )
 
 
-def _saying(edges: Sequence[Edge], said: str) -> list[Edge]:
-    """The edges, those that have a cause with something more in it."""
-    return [replace(edge, cause=f"{edge.cause}; {said}") if edge.cause else edge for edge in edges]
+def _tie(floor: NoiseFloor, prompt: str) -> float:
+    """How far apart two logits may be, of a prompt, that float32 evaluation can bring into the other order."""
+    return next(limit.most for limit in ROUNDING_LIMITS if limit.metric == "worst_position_ratio") * floor.logit_noise(prompt)
+
+
+def _own_loss(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe loses by itself, in PyTorch."""
+    kept = ("kl_typical", "kl_mean", "flips", "perplexity_ratio", "rel_l2")
+    return {name: metrics[name] for name in kept if metrics.get(name) is not None}
 
 
 def _rung_record(rung: Rung) -> RungRecord:

@@ -19,7 +19,6 @@ import parity
 from models import registry
 from models.errors import UnknownModelError
 from parity import environment
-from parity.compare.verdict import NoiseFloor
 from parity.errors import GoldenError, UsageError
 from parity.files import sha256_of, whole_file, write_json
 from parity.inputs import Inputs, read_prompts
@@ -34,11 +33,10 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class Reference:
-    """What rungs are compared to, and the noise floor that their distance is measured in."""
+    """What rungs are compared to."""
 
     name: str
     trace: Trace
-    floor: NoiseFloor
 
 
 @dataclass(frozen=True)
@@ -105,17 +103,14 @@ class GoldenStore:
         recording = self.of(model, weights, inputs.name)
         with whole_file(recording.path) as logits:
             reference.trace.save(logits, dtype=np.float32)
-            self._describe(recording, logits, weights, inputs, reference.floor)
+            self._describe(recording, logits, weights, inputs)
         return recording
 
-    def _describe(
-        self, recording: Recording, logits: Path, weights: Weights, inputs: Inputs, floor: NoiseFloor
-    ) -> None:
+    def _describe(self, recording: Recording, logits: Path, weights: Weights, inputs: Inputs) -> None:
         facts: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "identity": identity(weights, inputs),
             "logits_sha256": sha256_of([logits]),
-            "noise_floor": _floor_facts(floor),
             "positions": inputs.positions,
             "prompts_from_file": inputs.source.endswith(".jsonl"),
             "weights_revision": weights.revision,
@@ -135,8 +130,8 @@ class GoldenStore:
             raise GoldenError(
                 f"{recording.path} is not there; record it with `{self._command(model, weights, inputs)}`"
             )
-        facts = self.verify(model, weights, inputs)
-        return Reference("golden", Trace.load(recording.path), _floor_from(facts["noise_floor"]))
+        self.verify(model, weights, inputs)
+        return Reference("golden", Trace.load(recording.path))
 
     def verify(self, model: str, weights: Weights, inputs: Inputs) -> dict[str, Any]:
         """The sidecar of a recording that still is what it says.
@@ -180,20 +175,6 @@ def identity(weights: Weights, inputs: Inputs) -> dict[str, str]:
         "token ids": inputs.token_ids_sha256,
         **({"media": media} if media else {}),
     }
-
-
-def _floor_facts(floor: NoiseFloor) -> dict[str, Any]:
-    situations = {name: _floor_facts(part) for name, part in floor.situations.items()}
-    return {
-        "rel_l2": dict(floor.rel_l2),
-        "worst_position": dict(floor.worst_position),
-        **({"situations": situations} if situations else {}),
-    }
-
-
-def _floor_from(facts: dict[str, Any]) -> NoiseFloor:
-    situations = {name: _floor_from(part) for name, part in facts.get("situations", {}).items()}
-    return NoiseFloor(facts["rel_l2"], facts["worst_position"], situations)
 
 
 def _digest(facts: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,18 @@ from parity.artifacts.forms import read_precisions
 from parity.artifacts.making import Artifacts, Made, Making
 from parity.convert.float_file import Export, FloatFile, default_cache_length, rope_facts
 from parity.convert.quantize import WeightPrecision, summarize
+from parity.compare.floor import FIRST_DRAWS, NoiseFloor
+from parity.compare.limits import EXACT
+from parity.compare.roundings import least_floors
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe, with_encoder
 from parity.errors import ParityError, PromptError, UsageError
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.memory import Streaming
 from parity.progress import Reporter
 from parity.runners import conveyor, divided
-from parity.runners.base import Answering, Guide, Recorded, Runner, answer, record
+from parity.runners.base import PATIENCE, Answering, Guide, Recorded, Runner, answer, record
 from parity.runners.litert import LiteRT
+from parity.runners.noise import Draws, measured, read_floor
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
 from parity.runners.rounded import Rounded
@@ -51,13 +55,15 @@ PREFILL_LENGTH = 16
 class Plan:
     """Which rungs below the original are wanted; names are settled before anything is run."""
 
+    exact: bool
     reauthored: bool
     float_file: bool
     recipes: tuple[Recipe, ...]
 
     @classmethod
     def of(cls, rungs: Sequence[str], recipes: Sequence[str], encoder_recipe: str | None = None) -> Plan:
-        """The rungs named, or by default re-authored, float, and the recipes asked for (one unless told otherwise).
+        """The rungs named, or by default the port in both precisions, float, and the recipes asked for, one of them if
+        none are.
 
         Every recipe leaves what only encoders read to ``encoder_recipe``, if there is one.
 
@@ -66,13 +72,14 @@ class Plan:
         """
         if not rungs:
             chosen = tuple(get_recipe(name) for name in dict.fromkeys(recipes or (DEFAULT_RECIPE,)))
-            return cls(True, True, tuple(with_encoder(recipe, encoder_recipe) for recipe in chosen))
-        named = [rung for rung in rungs if rung not in (*ORIGINALS, "reauthored", "float")]
+            return cls(True, True, True, tuple(with_encoder(recipe, encoder_recipe) for recipe in chosen))
+        named = [rung for rung in rungs if rung not in (*ORIGINALS, EXACT, "reauthored", "float")]
         try:
             extra = tuple(get_recipe(name) for name in dict.fromkeys([*named, *recipes]))
         except UsageError as error:
-            raise UsageError(f"{error}; rungs are reauthored, float, or a recipe") from None
-        plan = cls("reauthored" in rungs, "float" in rungs, tuple(with_encoder(each, encoder_recipe) for each in extra))
+            raise UsageError(f"{error}; rungs are {EXACT}, reauthored, float, or a recipe") from None
+        recipes_of = tuple(with_encoder(each, encoder_recipe) for each in extra)
+        plan = cls(EXACT in rungs, "reauthored" in rungs, "float" in rungs, recipes_of)
         if not plan.rungs:
             raise UsageError("the original alone is compared to nothing; name another --rung")
         return plan
@@ -85,7 +92,7 @@ class Plan:
     @property
     def rungs(self) -> tuple[str, ...]:
         """All wanted rungs, in ladder order."""
-        return ("reauthored",) * self.reauthored + self.files
+        return (EXACT,) * self.exact + ("reauthored",) * self.reauthored + self.files
 
     def recipe(self, rung: str) -> Recipe | None:
         """The recipe of a quantized rung; ``None`` for any other."""
@@ -96,7 +103,8 @@ class Plan:
 class Rung:
     """One rung's outcome: what it recorded and on what file, or why there is nothing.
 
-    ``stored`` says how each weight of a quantized file is.
+    ``stored`` says how each weight of a quantized file is; the files themselves are at ``paths``, for as long as the
+    rung is looked at.
     """
 
     name: str
@@ -104,6 +112,7 @@ class Rung:
     artifact: dict[str, Any] = field(default_factory=dict)
     cause: str | None = None
     stored: tuple[WeightPrecision, ...] = ()
+    paths: tuple[Path, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -130,6 +139,8 @@ class Ladder:
     streaming: Streaming | None = None
     #: The float files once they are made, in the order of ``exports``.
     files: list[FloatFile] = field(default_factory=list)
+    _exact: Recorded | None = None
+    _floor: NoiseFloor | None = None
 
     @property
     def small(self) -> bool:
@@ -177,6 +188,8 @@ class Ladder:
 
         Their generation is led along ``guide``, if there is one.
         """
+        if self.plan.exact:
+            yield self._try(EXACT, self.exact, {})
         if self.plan.reauthored:
             yield self._try("reauthored", partial(self._reauthored, guide), {})
         if not self.plan.files:
@@ -200,17 +213,72 @@ class Ladder:
             }
             yield self._try_files("float", [file.path for file in files], facts, guide)
         for recipe in self.plan.recipes:
-            yield self._try_recipe(recipe, files, guide)
+            rung = self._try_recipe(recipe, files, guide)
+            try:
+                yield rung
+            finally:
+                for path in rung.paths:
+                    path.unlink(missing_ok=True)
 
-    def rounded(self, rung: Rung) -> Recorded:
-        """What a quantized rung's recipe makes of the re-authored model, on what was forced upon the rung.
+    def exact(self) -> Recorded:
+        """The exact port: ours in float64, every token of a continuation through the cache by itself.
+
+        Raises:
+            ParityError, ModelError: it could not be run to its end.
+        """
+        if self._exact is None:
+            ours = Reauthored(*self._ours, name=EXACT, precision="float64")
+            asked = {"family": ours.family, "cache_lengths": ours.cache_lengths}
+            self._exact = replace(self, generate=0)._recording(ours, None, asked, original=False)
+        return self._exact
+
+    def floor(self, rounds: int = 0) -> NoiseFloor:
+        """The noise floor of the model, of ``FIRST_DRAWS`` draws, twice as many for each of the ``rounds`` after that.
+
+        Raises:
+            ParityError, ModelError: the port could not be run to its end.
+        """
+        self.exact()
+        noisy = Reauthored(*self._ours, name="noise floor", at_once=True, noisy=True)
+        self._floor = self._drawn(self._floor, rounds, noisy, self.inputs, self.scratch / f"{EXACT}.safetensors", {})
+        return self._floor
+
+    def rounded(self, rung: Rung) -> RoundedRung:
+        """PyTorch with the numbers that a quantized rung's files store, on what was forced upon the rung.
 
         Raises:
             ParityError, ModelError: it could not be run to its end, or what it gave is unusable.
         """
-        given = rung.recorded.inputs if rung.recorded else self.inputs
-        runner = Rounded(*self._ours, name=f"{rung.name} in PyTorch", stored=rung.stored)
-        return replace(self, inputs=given, generate=0).run(runner)
+        return RoundedRung(self, rung)
+
+    def _drawn(
+        self,
+        known: NoiseFloor | None,
+        rounds: int,
+        runner: Reauthored,
+        inputs: Inputs,
+        exact: Path,
+        asked: Mapping[str, Any],
+    ) -> NoiseFloor:
+        """A floor of as many draws as ``rounds`` ask for: those that are ``known``, and those that are missing."""
+        wanted = FIRST_DRAWS * 2**rounds
+        floor = known
+        while floor is None or floor.draws < wanted:
+            made = floor.draws if floor else 0
+            draws = Draws(made, max(made, FIRST_DRAWS))
+            path = self.scratch / f"{runner.name} {made}.safetensors"
+            how = {"cache_lengths": runner.cache_lengths, "first": draws.first, "count": draws.count, **asked}
+            draw = partial(self._draw, runner, inputs, draws, exact, path)
+            self.artifacts.floor(runner.name, self.model, self.weights, inputs, how, path, draw)
+            more = read_floor(path, inputs, least_floors(self.config))
+            floor = floor + more if floor else more
+        return floor
+
+    def _draw(self, runner: Reauthored, inputs: Inputs, draws: Draws, exact: Path, path: Path) -> None:
+        named = f"{runner.name}, draws {draws.first + 1} to {draws.first + draws.count}"
+        job = partial(measured, self._answering(runner), runner, inputs, draws, exact, path)
+        with self.reporter.step(named) as progress:
+            isolated.run(runner.name, job, progress, PATIENCE)
 
     @property
     def _ours(self) -> tuple[str, Path, tuple[int, ...], int, frozenset[int]]:
@@ -263,7 +331,8 @@ class Ladder:
 
     def _reauthored(self, guide: Guide | None) -> Recorded:
         """What an earlier run of the port has recorded, or this one."""
-        ours = Reauthored(*self._ours)
+        # Token by token is the exact port's; here the continuation goes through the cache at once.
+        ours = Reauthored(*self._ours, at_once=True)
         asked = {"family": ours.family, "cache_lengths": ours.cache_lengths, "end_tokens": sorted(ours.end_tokens)}
         return self._recording(ours, guide, asked, original=False)
 
@@ -328,12 +397,10 @@ class Ladder:
                 **summarize(stored),
                 **({"encoder_recipe": recipe.encoder.name} if recipe.encoder else {}),
             }
-            return replace(self._try_files(recipe.name, made, facts, guide), stored=tuple(stored))
+            rung = self._try_files(recipe.name, made, facts, guide)
+            return replace(rung, stored=tuple(stored), paths=tuple(made))
         except (ParityError, ModelError) as error:
-            return Rung(recipe.name, cause=str(error))
-        finally:
-            for path in made:
-                path.unlink(missing_ok=True)
+            return Rung(recipe.name, cause=str(error), paths=tuple(made))
 
     def _try_files(self, name: str, paths: Sequence[Path], facts: dict[str, Any], guide: Guide | None) -> Rung:
         artifact = {
@@ -352,6 +419,42 @@ class Ladder:
             "cache_length": self.exports[0].cache_length,
             **({"rope_regimes": regimes} if any(regimes) else {}),
         }
+
+
+class RoundedRung:
+    """PyTorch with the numbers of one quantized rung: what it gives in float64, and the noise floor of that."""
+
+    def __init__(self, ladder: Ladder, rung: Rung) -> None:
+        self.inputs = rung.recorded.inputs if rung.recorded else ladder.inputs
+        self._ladder = replace(ladder, inputs=self.inputs, generate=0, _exact=None, _floor=None)
+        self._rung = rung
+        self._dynamic = any(weight.dynamic for weight in rung.stored)
+        self._whole = ladder
+        self._floor: NoiseFloor | None = None
+        self.name = f"{rung.name} in PyTorch"
+        #: Of a streamed rung there is no file: then its weights are rounded anew.
+        self._asked = {"file": rung.artifact.get("sha256"), "stored": [asdict(weight) for weight in rung.stored]}
+        self.trace = self._recorded().trace
+
+    def _runner(self, **how: Any) -> Rounded:
+        file = self._rung.paths[0] if self._rung.paths else None
+        names = self._ladder.files[0].names if file else ()
+        return Rounded(
+            *self._ladder._ours, at_once=True, stored=self._rung.stored, file=file, names=names, **how
+        )
+
+    def _recorded(self) -> Recorded:
+        runner = self._runner(name=self.name, precision="float64")
+        return self._ladder._recording(runner, None, self._asked, original=False)
+
+    def floor(self, rounds: int = 0) -> NoiseFloor:
+        """Its noise floor. Weights alone leave the model as well conditioned as it was; activations do not."""
+        if not self._dynamic:
+            return self._whole.floor(rounds)
+        noisy = self._runner(name=f"{self.name}, noise floor", noisy=True)
+        exact = self._ladder.scratch / f"{self.name}.safetensors"
+        self._floor = self._ladder._drawn(self._floor, rounds, noisy, self.inputs, exact, self._asked)
+        return self._floor
 
 
 def _load_strictly(family: str, folder: Path, progress: isolated.Progress) -> None:

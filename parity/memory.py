@@ -27,13 +27,14 @@ CONVERTER = 1_500_000_000
 WHOLE = {
     "original64": 10,
     "original": 6,
+    "reauthored64": 10,
     "reauthored": 6,
     "converting": 0,
     "float": 13,
     **{name: 18 if name.startswith("weight_only") else 13 for name in RECIPES},
 }
 #: The same for each parameter of the largest stage. What the oracle reads is converted in small pieces.
-BY_STAGE = {"original64": 8, "original": 6, "reauthored": 6, "converting": 6}
+BY_STAGE = {"original64": 8, "original": 6, "reauthored64": 10, "reauthored": 6, "converting": 6}
 #: What a quantizer takes for each parameter of a piece that is not cut further, beside the converter's libraries.
 QUANTIZING = 16
 

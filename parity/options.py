@@ -82,6 +82,14 @@ EncoderRecipe = Annotated[
         autocompletion=complete_recipes,
     ),
 ]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        help="What a recipe may cost: lossless, good, compact, or METRIC=VALUE, which is repeatable; else the "
+        "project's own, else the tier of its precision.",
+    ),
+]
 Rungs = Annotated[list[str] | None, typer.Option("--rung", help="Only this rung; repeatable.")]
 Prompts = Annotated[
     str | None,

@@ -184,6 +184,36 @@ class Artifacts:
         keepsake.keep(isolated.Finished(recorded.note, recorded.seconds, recorded.peak_rss_mb))
         return recorded
 
+    def floor(
+        self,
+        name: str,
+        model: Model,
+        weights: Weights,
+        inputs: Inputs,
+        asked: Mapping[str, Any],
+        destination: Path,
+        draw: Callable[[], None],
+    ) -> None:
+        """How far draws of float32 noise are from the port, which ``draw`` finds out and writes to ``destination``.
+
+        They depend on all that is ``asked``.
+        """
+        keepsake = Keepsake(
+            self,
+            _Wanted(
+                what=f"{name} of {_named(model, weights)}, {inputs.name}",
+                destination=destination,
+                sources=_of_ports,
+                identity=partial(of_recording, name, weights, inputs, asked),
+                intact=partial(_intact, weights),
+                write=lambda _: None,
+                read=lambda _: None,
+            ),
+        )
+        if not keepsake.taken():
+            draw()
+            keepsake.keep(isolated.Finished(None, 0.0, 0.0))
+
     def float_file(self, model: Model, weights: Weights, export: Export, destination: Path) -> Making[FloatFile]:
         """The float file of a checkpoint."""
         return self._making(

@@ -1,8 +1,8 @@
 """Where did it break? Every stage of a rung fed what the reference's stages made, one job a side.
 
-Re-authored against original: the oracle gives the inputs, and the float32 original, fed with the same, the noise floor.
-A file against re-authored: the same with the re-authored model in float64 and float32 in their places, and the file
-taken apart into one signature a stage.
+The port against the original: the oracle gives the inputs, and the float32 original, fed with the same, the noise floor;
+of the exact port, that in units of float64. A file against the exact port: that gives the inputs, draws of float32 noise
+the floor, and the file is taken apart into one signature a stage.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from parity.compare.bisect import (
     with_signatures,
     with_stored,
 )
-from parity.compare.limits import FLOAT_LIMITS, Limit, stage_limits
+from parity.compare.floor import IN_FLOAT64
+from parity.compare.limits import EXACT, PORT_LIMITS, STAGE_LIMITS, Limit, stage_limits
 from parity.convert.recipes import Recipe, weight_bits
 from parity.errors import RungError
 from parity.ladder import Ladder
 from parity.runners.boundaries import measure_original, record_boundaries
 from parity.runners.original import Original
+from parity.runners.precision import Precision
 from parity.trace import SIGNATURES, STAGE_PHASES, Phase
 from parity.weights.published import published
 
@@ -58,12 +60,23 @@ class Bisector:
         self.keeping = keeping
         self._staged: FileSide | None = None
 
-    def reauthored(self) -> Found:
-        """The re-authored model against the oracle, in units of the original's own noise.
+    def port(self) -> Found:
+        """The exact port against the oracle, both in float64.
 
         Raises:
             ParityError, ModelError: a side could not be run to its end.
         """
+        return self._against_the_original(EXACT, "float64", PORT_LIMITS)
+
+    def reauthored(self) -> Found:
+        """The re-authored model in float32 against the oracle, in units of the original's own noise.
+
+        Raises:
+            ParityError, ModelError: a side could not be run to its end.
+        """
+        return self._against_the_original("reauthored", "float32", STAGE_LIMITS)
+
+    def _against_the_original(self, rung: str, precision: Precision, limits: Sequence[Limit]) -> Found:
         ladder = self.ladder
         scratch, threads, inputs = ladder.scratch, ladder.threads, ladder.inputs
         with published(ladder.model.family.name, ladder.weights.folder, scratch, ladder.reporter) as folder:
@@ -80,9 +93,11 @@ class Bisector:
             threads=threads,
             inputs=inputs,
             boundaries=scratch,
+            precision=precision,
         )
-        own, chained = self._run("reauthored, stage by stage", mine.measure)
-        bisection = self._conclude("reauthored", "original64", judge_floats(own, chained, floor, FLOAT_LIMITS))
+        own, chained = self._run(f"{rung}, stage by stage", mine.measure)
+        unit = IN_FLOAT64 if precision == "float64" else 1.0
+        bisection = self._conclude(rung, "original64", judge_floats(own, chained, floor, limits, unit))
         return self._found(bisection, mine.keep)
 
     def float_file(self, files: Sequence[Path]) -> Found:
@@ -94,9 +109,9 @@ class Bisector:
         side = self._file_side()
         paths = [each.file.path for each in side.files]
         own, chained = self._run("float, stage by stage", partial(side.measure, "float", paths))
-        bisection = self._conclude("float", "reauthored", judge_floats(own, chained, side.floor, FLOAT_LIMITS))
+        bisection = self._conclude("float", EXACT, judge_floats(own, chained, side.floor, STAGE_LIMITS))
         whole = self._run("float, as it is", partial(side.measure_whole, files))
-        bisection = with_signatures(bisection, judge_floats(whole, whole, side.whole_floor, FLOAT_LIMITS))
+        bisection = with_signatures(bisection, judge_floats(whole, whole, side.whole_floor, STAGE_LIMITS))
         if bisection.first == SIGNATURES:
             return self._found(bisection, partial(side.keep_whole, files))
         return self._found(bisection, partial(side.keep, "float", paths))
@@ -121,7 +136,7 @@ class Bisector:
             paths.append(path)
         own, chained = self._run(f"{recipe.name}, stage by stage", partial(side.measure, recipe.name, paths))
         limits = {phase: stage_limit(recipe, phase) for phase in STAGE_PHASES}
-        bisection = self._conclude(recipe.name, "reauthored", judge_recipe(own, chained, limits))
+        bisection = self._conclude(recipe.name, EXACT, judge_recipe(own, chained, limits))
         bisection = with_stored(bisection, broken_stages(stored))
         return self._found(bisection, partial(side.keep, recipe.name, paths))
 
@@ -147,7 +162,7 @@ class Bisector:
                 config=ladder.config,
             )
             self._run("reauthored in float64, stage by stage", side.record)
-            floor, whole_floor = self._run("reauthored, stage by stage", side.measure_floor)
+            floor, whole_floor = self._run("noise floor, stage by stage", side.measure_floor)
             self._staged = replace(side, floor=floor, whole_floor=whole_floor)
         return self._staged
 

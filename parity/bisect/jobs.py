@@ -20,7 +20,8 @@ from parity.bisect.watching import (
     RowsReference,
     Sample,
 )
-from parity.compare.bisect import Measured, Place, Tally
+from parity.compare.bisect import Measured, Place, Tally, together
+from parity.compare.floor import FIRST_DRAWS
 from parity.convert.stages import StagedFile, file_stages, real_files
 from parity.errors import RungError
 from parity.inputs import Inputs
@@ -43,6 +44,7 @@ class ReauthoredSide:
     threads: int
     inputs: Inputs
     boundaries: Path
+    precision: Precision = "float32"
 
     def measure(self, progress: isolated.Progress) -> tuple[Measurements, Measurements]:
         """A job: each stage's own error, and the accumulated one."""
@@ -55,7 +57,7 @@ class ReauthoredSide:
             return _keep(config, models, self.inputs, partial(self._expected, config), place, progress)
 
     def _open(self) -> AbstractContextManager[tuple[ModelConfig, Sequence[Stages]]]:
-        return torch_stages(self.family, self.folder, self.cache_lengths, self.threads)
+        return torch_stages(self.family, self.folder, self.cache_lengths, self.threads, precision=self.precision)
 
     def _expected(self, config: ModelConfig, number: int) -> RowsReference:
         return RowsReference(read_rows(self.boundaries, number), config, self.inputs.prompts[number])
@@ -90,12 +92,14 @@ class FileSide:
                 recorder.save(self._calls(number))
 
     def measure_floor(self, progress: isolated.Progress) -> tuple[Measurements, Measurements]:
-        """A job: the noise of stages, and that of whole calls one after the other."""
-        with self._reauthored("float32") as (config, models):
-            stages, _ = _measure(config, models, self.inputs, self._expected, progress)
+        """A job: the noise of stages, each fed what the port in float64 has made, and that of calls one after the other."""
+        stages, calls = [], []
+        with self._reauthored("float32", noisy=True) as (config, models):
             whole = [Whole(each) for each in models]
-            _, calls = _measure(config, whole, self.inputs, self._expected, progress)
-        return stages, calls
+            for _ in range(FIRST_DRAWS):
+                stages.append(_measure(config, models, self.inputs, self._expected, progress)[0])
+                calls.append(_measure(config, whole, self.inputs, self._expected, progress)[1])
+        return together(stages), together(calls)
 
     def measure(
         self, rung: str, paths: Sequence[Path], progress: isolated.Progress
@@ -124,10 +128,14 @@ class FileSide:
             live = LiveReference({each.cache_length: Whole(each) for each in models})
             return _keep(self.config, files, self.inputs, lambda _: live, place, progress)
 
-    def _reauthored(self, precision: Precision) -> AbstractContextManager[tuple[ModelConfig, Sequence[Stages]]]:
+    def _reauthored(
+        self, precision: Precision, *, noisy: bool = False
+    ) -> AbstractContextManager[tuple[ModelConfig, Sequence[Stages]]]:
         layouts = [file.layout for file in self.files]
         lengths = [layout.cache_length for layout in layouts]
-        return torch_stages(self.family, self.folder, lengths, self.threads, precision=precision, layouts=layouts)
+        return torch_stages(
+            self.family, self.folder, lengths, self.threads, precision=precision, layouts=layouts, noisy=noisy
+        )
 
     def _at(self, paths: Sequence[Path]) -> list[tuple[Path, StagedFile]]:
         return list(zip(paths, self.files, strict=True))

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from parity.bisect.bisector import Bisector, Found
-from parity.compare.verdict import ENCODER, Edge, Verdict, furthest_off, worst
+from parity.compare.limits import EXACT
+from parity.compare.measuring import ENCODER
+from parity.compare.verdict import Edge, Verdict, worst
 from parity.errors import RungError
 from parity.ladder import Ladder, Plan, Rung
 from parity.runners.base import shortest
-from parity.trace import STAGE_PHASES, Phase, Trace
+from parity.trace import STAGE_PHASES, Phase
 
 #: What an edge of an encoder can be blamed on.
 _ENCODING: tuple[Phase, ...] = ("encode",)
@@ -26,19 +28,18 @@ class Locator:
         self.original = original
         self._judged: dict[str, list[Edge]] = {}
 
-    def locate(self, rung: Rung, edges: Sequence[Edge], reference: Trace, ladder: Ladder) -> list[Edge]:
+    def locate(self, rung: Rung, edges: Sequence[Edge], ladder: Ladder) -> list[Edge]:
         """The rung's edges, those that FAIL with their stage; what stands in the way of that is said in the cause.
 
-        Whatever goes wrong here changes no verdict.
+        What a recipe costs is no mistake, and has no stage. Whatever goes wrong here changes no verdict.
         """
         before = next((self._judged[name] for name in _before(rung.name) if name in self._judged), [])
         located = list(edges)
-        if rung.recorded and any(edge.verdict is Verdict.FAIL and not edge.first_divergent_stage for edge in edges):
+        off = [at for at in edges if _failing(at) and at.question != "quality" and not at.first_divergent_stage]
+        if rung.recorded and off:
             # An encoder that is off takes the logits with it: a prompt that shows the encoder shows both.
-            off = next(edge.output for edge in edges if edge.verdict is Verdict.FAIL)
-            prompt = furthest_off(reference.of(rung.recorded.inputs), rung.recorded.trace, off)
-            located = self._located(rung, edges, before, prompt, ladder)
-        self._judged[rung.name] = located
+            located = self._located(rung, edges, before, _worst_prompt(off[0]), ladder)
+        self._judged[rung.name] = [edge for edge in located if edge.question != "quality"]
         return located
 
     def _located(
@@ -49,21 +50,21 @@ class Locator:
             stage = next(filter(None, reversed(stages)), None)
             off, unknown = f"{name} is off already", f"the stage is not known, {name} could not be run"
             said = off if verdict is Verdict.FAIL else unknown
-            return [_failing(edge, stage, said) for edge in edges]
-        if rung.name == "reauthored" and not self.original:
+            return [_placed(edge, stage, said) for edge in edges]
+        if rung.name in (EXACT, "reauthored") and not self.original:
             said = f'run "parity bisect {self.name}" with the original to find the stage'
-            return [_failing(edge, None, said) for edge in edges]
+            return [_placed(edge, None, said) for edge in edges]
         if ladder.streaming:
             said = f'run "parity bisect {self.name}" where the whole model fits into memory to find the stage'
-            return [_failing(edge, None, said) for edge in edges]
+            return [_placed(edge, None, said) for edge in edges]
         try:
             found = self._bisect(rung.name, prompt, ladder)
         except Exception as error:  # noqa: BLE001  (the verdict stands, whatever keeps its stage from being found)
             said = f"the stage could not be found: {' '.join(str(error).split())[:300]}"
-            return [_failing(edge, None, said) for edge in edges]
+            return [_placed(edge, None, said) for edge in edges]
         bisection = found.bisection
         return [
-            _failing(
+            _placed(
                 edge,
                 bisection.first_in(_ENCODING if edge.output == ENCODER else STAGE_PHASES),
                 f"{bisection.remark} (on prompt {prompt})",
@@ -94,6 +95,8 @@ def rung_of(name: str, plan: Plan, bisector: Bisector, files: Callable[[], Seque
     Raises:
         RungError: there is no such rung.
     """
+    if name == EXACT:
+        return bisector.port
     if name == "reauthored":
         return bisector.reauthored
     if name == "float":
@@ -106,11 +109,21 @@ def rung_of(name: str, plan: Plan, bisector: Bisector, files: Callable[[], Seque
 
 def _before(rung: str) -> Sequence[str]:
     """The rungs that a rung builds on, the nearest first."""
-    return {"reauthored": (), "float": ("reauthored",)}.get(rung, ("float", "reauthored"))
+    ours = (EXACT, "reauthored")
+    return {EXACT: (), "reauthored": (EXACT,), "float": ours}.get(rung, ("float", *ours))
 
 
-def _failing(edge: Edge, stage: str | None, said: str) -> Edge:
-    """The edge, if it FAILs, with the stage and what there is to say."""
-    if edge.verdict is not Verdict.FAIL or edge.first_divergent_stage:
+def _worst_prompt(edge: Edge) -> str:
+    """The prompt that shows a mistake best: where the distance is furthest beyond what rounding does."""
+    return max(edge.prompts, key=lambda name: edge.prompts[name].get("worst_position_ratio", 0.0))
+
+
+def _failing(edge: Edge) -> bool:
+    return edge.verdict is Verdict.FAIL
+
+
+def _placed(edge: Edge, stage: str | None, said: str) -> Edge:
+    """The edge, if it FAILs for a mistake, with the stage and what there is to say."""
+    if not _failing(edge) or edge.question == "quality" or edge.first_divergent_stage:
         return edge
     return replace(edge, first_divergent_stage=stage, cause=f"{edge.cause}; {said}" if edge.cause else said)

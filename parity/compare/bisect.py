@@ -161,14 +161,14 @@ class Bisection:
 
 
 def judge_floats(
-    own: Measurements, chained: Measurements, floor: Measurements, limits: Sequence[Limit]
+    own: Measurements, chained: Measurements, floor: Measurements, limits: Sequence[Limit], scale: float = 1.0
 ) -> tuple[StageErrors, ...]:
-    """Hold the stages of a float rung against the noise floor of each."""
+    """Hold the stages of a rung against the noise floor of each, which is float32's times ``scale``."""
     allowed = {limit.metric: limit.most for limit in limits}
     rows = []
     for place, entering, leaving in _along(own, chained):
         mine, noise = own[place], floor[place]
-        unit, worst = max(noise.rel_l2, UNIT_ROUNDOFF), max(noise.worst_row, UNIT_ROUNDOFF)
+        unit, worst = (scale * max(each, UNIT_ROUNDOFF) for each in (noise.rel_l2, noise.worst_row))
         limit, worst_ratio = allowed["floor_ratio"] * unit, mine.worst_row / worst
         bad = not (mine.rel_l2 <= limit and worst_ratio <= allowed["worst_position_ratio"])
         rows.append(
@@ -238,6 +238,17 @@ def _kin(row: StageErrors) -> tuple[Phase, str]:
     return row.phase, re.sub(r"\d+$", "", row.stage)
 
 
+def together(rounds: Sequence[Measurements]) -> dict[Place, Measured]:
+    """The floor of several draws: the root mean square of what each has measured."""
+    return {
+        place: Measured(
+            float(np.sqrt(np.mean([each[place].rel_l2**2 for each in rounds]))),
+            float(np.sqrt(np.mean([each[place].worst_row**2 for each in rounds]))),
+        )
+        for place in rounds[0]
+    }
+
+
 def conclude(rung: str, reference: str, prompts: Sequence[str], stages: tuple[StageErrors, ...]) -> Bisection:
     """Name the first bad stage in the order in which they run, and say how far the fault reaches."""
     first = next((row for row in stages if row.bad), None)
@@ -254,7 +265,7 @@ def conclude(rung: str, reference: str, prompts: Sequence[str], stages: tuple[St
 
 def _remark(first: StageErrors | None, stages: Sequence[StageErrors]) -> str:
     if first is None:
-        return "no stage is off"
+        return "no stage is off when it is fed the reference's inputs, and no call: what is off is what rounding adds up to"
     siblings = [row for row in stages if _kin(row) == _kin(first)]
     bad = [row.stage for row in siblings if row.bad]
     kind = first.stage.rpartition("_")[0] or first.stage
@@ -305,7 +316,8 @@ def with_signatures(found: Bisection, calls: Sequence[StageErrors]) -> Bisection
     if found.first or off is None:
         return replace(found, stages=rows)
     remark = (
-        "every stage is right and the file is not: look at how its signatures are put together (the order of outputs, "
-        "positions, what was taken for a constant)"
+        "every stage is right, and a call of the file, given what the port's was given, is off by more than rounding "
+        "makes of it: look at how its signatures are put together (the order of outputs, positions, what was taken for "
+        "a constant)"
     )
     return replace(found, stages=rows, first=SIGNATURES, phase=off.phase, remark=remark)

@@ -100,6 +100,18 @@ FIDELITY_LIMITS = (
 )
 
 
+#: What bisecting holds a single stage to, in float32.
+STAGE_LIMITS = (
+    Limit(
+        metric="floor_ratio",
+        most=8.0,
+        reason="A single stage, fed the reference's inputs, in units of its own noise. It has few sums, so how a runtime "
+        "adds them and approximates its functions does not average out as it does over a model.",
+    ),
+    Limit(metric="worst_position_ratio", most=16.0, reason="The same at the worst row of the stage."),
+)
+
+
 def _encoded(rel_l2: float, measured: str) -> tuple[Limit, ...]:
     why = (
         "Distance of the rows that an encoder makes, relative to their size; the worst measured over the tiny presets "

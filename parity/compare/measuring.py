@@ -37,18 +37,6 @@ class Measured:
     prompts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def furthest_off(reference: Trace, candidate: Trace, floor: NoiseFloor, output: Output) -> str:
-    """The prompt whose ``output`` is furthest off in units of the noise there, by id: the one that shows a mistake."""
-    found = compare_prompts(reference, candidate)
-    phases = [ENCODER] if output == ENCODER else PHASES
-    worst_of: dict[str, float] = {}
-    for phase in phases:
-        for name, errors in found.get(phase, {}).items():
-            ratio = float(floor.ratios(name, phase, errors).max(initial=0.0))
-            worst_of[name] = max(worst_of.get(name, 0.0), ratio)
-    return max(worst_of, key=lambda name: worst_of[name])
-
-
 def compare_prompts(reference: Trace, candidate: Trace) -> dict[str, dict[str, PositionErrors]]:
     """Position errors by phase and by prompt; the encoder's are of prompts that give it anything to do."""
     found: dict[str, dict[str, PositionErrors]] = {
@@ -107,12 +95,13 @@ def measure(
         metrics |= sampling.of_logits(whole, extra_cost)
     measured: dict[Output, Measured] = {}
     if ENCODER in found:
-        rows = found[ENCODER]
+        rows, each = found[ENCODER], {}
         made = distances(concatenate(rows.values()))
         if floor:
             each = {name: floor.ratios(name, ENCODER, errors) for name, errors in rows.items()}
             made |= {**_ratios(each, floor), **_worst({ENCODER: each}), "draws": floor.draws}
-        measured[ENCODER] = Measured({**made, **(sampling.of_encoder(rows) if sampled else {})})
+        by_source = {name: {**distances(errors), **_of_ratios(each.get(name))} for name, errors in rows.items()}
+        measured[ENCODER] = Measured({**made, **(sampling.of_encoder(rows) if sampled else {})}, by_source)
     measured["logits"] = Measured(metrics, by_prompt(whole, ratios))
     return measured
 
@@ -144,12 +133,19 @@ def by_prompt(errors: Mapping[str, PositionErrors], ratios: Mapping[str, Array])
         kept = ("positions", "rel_l2", "kl_mean", "kl_max", "top1_agreement", "top1_agreement_clear")
         row = {key: figures[key] for key in kept}
         row["kl"] = [_short(value) for value in each.kl]
-        if name in ratios:
-            row["floor_ratio"] = float(np.median(ratios[name]))
-            row["worst_position_ratio"] = float(ratios[name].max())
-            row["ratio"] = [_short(value) for value in ratios[name]]
-        rows[name] = row
+        rows[name] = {**row, **_of_ratios(ratios.get(name))}
     return rows
+
+
+def _of_ratios(ratios: Array | None) -> dict[str, Any]:
+    """What is said of one prompt's distances in units of the floor, if there is one."""
+    if ratios is None:
+        return {}
+    return {
+        "floor_ratio": float(np.median(ratios)),
+        "worst_position_ratio": float(ratios.max()),
+        "ratio": [_short(value) for value in ratios],
+    }
 
 
 def _short(value: float) -> float:

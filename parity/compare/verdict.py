@@ -142,6 +142,20 @@ def spelled(value: Any) -> str:
     return "none" if value is None else f"{value:.3g}"
 
 
+def over_budget(edge: Edge, *, sound: bool) -> Edge:
+    """A quality edge that fails, saying whose loss it is: the recipe's own, or a file's that is not ``sound``."""
+    if edge.verdict is not Verdict.FAIL:
+        return edge
+    said = f"over budget {edge.budget}: {edge.cause}" if edge.budget else f"{edge.cause}"
+    metric = "kl_typical" if "kl_typical" in edge.own_loss else "rel_l2"
+    own, all_ = edge.own_loss.get(metric), edge.metrics.get(metric)
+    if sound and own is not None:
+        said += f"; the recipe itself loses {spelled(own)} of {spelled(all_)}; the file does what it says"
+    elif not sound:
+        said += "; the file does not do what it says, see its fidelity"
+    return replace(edge, cause=said)
+
+
 def undecided(edges: Iterable[Edge], limits: Sequence[Limit]) -> bool:
     """Whether more draws of the floor could still change a verdict."""
     found = {limit.metric: limit for limit in limits if limit.metric in ("floor_ratio", "worst_position_ratio")}

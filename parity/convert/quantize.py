@@ -122,7 +122,9 @@ def _stored(
         differs = asked is not None and not storage.precision.startswith(asked)
         grouping = _grouping(exact, rules)
         rounding = rounding_of(weight, exact, storage, grouping) if grouping else None
-        yield WeightPrecision(name, storage.precision, asked if differs else None, rounding, _dynamic(exact, rules))
+        # What stays float is multiplied with floats, whatever the rule says.
+        dynamic = storage.kind.startswith("int") and _dynamic(exact, rules)
+        yield WeightPrecision(name, storage.precision, asked if differs else None, rounding, dynamic)
 
 
 def _grouping(weight: Weight, rules: Sequence[dict[str, Any]]) -> Grouping | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -180,6 +181,58 @@ def storage_of(weight: Weight, name: str) -> Storage:
     return Storage(kind, scales.reshape(shape))
 
 
+def numbers_of(path: Path, names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """The very numbers that a file stores of each weight, codes times scales; ``names`` are those of its source.
+
+    Every weight once, in the shape that it has in the file.
+
+    Raises:
+        RungError: a weight in a form that is not known here.
+    """
+    done: set[str] = set()
+    for name, weight in zip(names, weights_of(read_file(path)), strict=True):
+        if name in done:
+            continue
+        done.add(name)
+        storage = storage_of(weight, name)
+        match storage.kind:
+            case "float32":
+                values = weight.data(np.float32).reshape(weight.shape)
+            case "float16":
+                values = weight.data(np.float16).reshape(weight.shape)
+            case "int8" | "int4" if storage.scales is not None:
+                yield name, codes_of(weight, storage) * storage.scales.astype(np.float64)
+                continue
+            case _:
+                raise RungError(f"{name} is stored as {storage.precision}, whose numbers cannot be read here")
+        yield name, values.astype(np.float64)
+
+
+def codes_of(weight: Weight, storage: Storage) -> NDArray[np.int8]:
+    """The integers that are stored of a weight, in its shape."""
+    codes = weight.data(np.int8)
+    if storage.bits == 4:  # two to a byte, the lower half first
+        codes = np.stack([np.left_shift(codes, 4) >> 4, codes >> 4], axis=-1).reshape(-1)
+    return codes[: math.prod(weight.shape)].reshape(weight.shape)
+
+
+def as_parameter(stored: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Values as a file has them, as the parameter of this ``shape`` has them; the inverse of how kernels are stored.
+
+    Raises:
+        RungError: they cannot be of that parameter.
+    """
+    if stored.shape == shape:
+        return stored
+    if len(shape) == 3 and stored.ndim == 4:
+        out, given, width = shape
+        if stored.shape == (out, 1, width, given):
+            return stored[:, 0].transpose(0, 2, 1)
+        if stored.shape == (1, 1, width, out):
+            return stored.transpose(3, 1, 2, 0)[:, 0].transpose(0, 2, 1)
+    raise RungError(f"values of shape {list(stored.shape)} are none of a parameter of {list(shape)}; convert it again")
+
+
 def rounding_of(weight: Weight, source: Weight, storage: Storage, wanted: Grouping) -> Rounding | None:
     """How what is stored of a weight compares with the float weight of ``source``; ``None`` where that is float32."""
     if storage.kind == "float32":
@@ -187,10 +240,7 @@ def rounding_of(weight: Weight, source: Weight, storage: Storage, wanted: Groupi
     exact = source.data(np.float32).reshape(source.shape)
     if storage.scales is None:
         return of_halves(exact, weight.data(np.float16).reshape(exact.shape))
-    codes = weight.data(np.int8)
-    if storage.bits == 4:  # two to a byte, the lower half first
-        codes = np.stack([np.left_shift(codes, 4) >> 4, codes >> 4], axis=-1).reshape(-1)[: exact.size]
-    return of_codes(exact, codes.reshape(exact.shape), storage.scales, storage.bits, wanted)
+    return of_codes(exact, codes_of(weight, storage).reshape(exact.shape), storage.scales, storage.bits, wanted)
 
 
 def _check_scales(name: str, scales: NDArray[np.floating], smallest: float) -> None:

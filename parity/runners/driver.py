@@ -6,7 +6,7 @@ that a call gives back is there for the calls after it, under its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -103,6 +103,8 @@ class DrivenSession:
         self.state: dict[str, Tensor] = {}
         self.position = 0
         self.prompt = TokenizedPrompt("", (), ())
+        #: Is told of every prompt before anything of it is run.
+        self.on_begin: Callable[[TokenizedPrompt], None] = lambda _: None
 
     def prefill(self, prompt: TokenizedPrompt, until: int) -> Prefilled:
         self.begin(prompt, until)
@@ -114,6 +116,7 @@ class DrivenSession:
 
     def begin(self, prompt: TokenizedPrompt, until: int) -> None:
         """Start over with an empty cache."""
+        self.on_begin(prompt)
         self.prompt = prompt
         self.program = self.programs[shortest(self.programs, until)]
         self.given = session_inputs(self.config, prompt.prompt, prompt.media, until)

@@ -16,9 +16,7 @@ error and grows too slowly with the width; up-down rounding of every operator co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

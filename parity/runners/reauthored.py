@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parity.runners.driver import DrivenSession, Tensor
+from parity.runners.noise import Noise
 from parity.runners.precision import Precision, computing_in
 from parity.runners.streamed_driven import DrivenLine
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 class Reauthored:
     """The family's model with the weights of ``folder``; prefill takes a prompt in one piece, unless that says how.
 
-    In float64 its rotary tables, masks and caches are float64 too.
+    In float64 its rotary tables, masks and caches are float64 too. One that is ``noisy`` is given the errors of another
+    order of its sums (``parity.runners.noise``).
     """
 
     family: str
@@ -33,6 +35,7 @@ class Reauthored:
     one_row: bool = False
     at_once: bool = False
     precision: Precision = "float32"
+    noisy: bool = False
 
     @contextmanager
     def open(self) -> Iterator[DrivenSession]:
@@ -43,7 +46,12 @@ class Reauthored:
         with computing_in(self.precision), torch.inference_mode():
             model = self.load()
             programs = [TorchProgram(model, length) for length in self.cache_lengths]
-            yield DrivenSession(model.config, programs, self.end_tokens)
+            session = DrivenSession(model.config, programs, self.end_tokens)
+            if self.noisy:
+                noise = Noise()
+                noise.watch(model)
+                session.on_begin = noise.begin
+            yield session
 
     @contextmanager
     def stream(self) -> Iterator[DrivenLine]:
@@ -55,6 +63,8 @@ class Reauthored:
         torch.set_num_threads(self.threads)
         with computing_in(self.precision), torch.inference_mode():
             parts = self.by_stage()
+            if self.noisy:
+                Noise().watch(parts.model)
             programs = [TorchStages(parts.model, length, self.precision) for length in self.cache_lengths]
             yield DrivenLine(parts.config, parts, programs, self.end_tokens)
 

@@ -1,6 +1,7 @@
-"""The re-authored model with its numbers rounded as a file of it has them: what a recipe loses, whatever the file.
+"""The re-authored model with the numbers that a quantized file stores: what its recipe makes of the model.
 
-Nothing of a quantizer or a runtime is in it. A file that loses about as much is what its recipe makes of the model.
+Nothing of a quantizer or a runtime is in it. A file that does what it says gives what this gives, up to rounding. Where
+the runtime rounds activations to eight bits, so does this.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from models.authoring.by_stage import ModelByStage
 from models.authoring.family import Family
 from models.authoring.stored import names_of_each
 from parity.convert.rounding import LARGEST, Grouping
-from parity.convert.stored import bits_of
+from parity.convert.stored import as_parameter, bits_of, numbers_of
+from parity.errors import RungError
 from parity.runners.reauthored import Reauthored
 
 if TYPE_CHECKING:
@@ -32,21 +34,46 @@ _SMALLEST = 1e-30
 
 @dataclass(frozen=True)
 class Rounded(Reauthored):
-    """``stored`` says how each weight is, and whether what is multiplied with it is rounded too."""
+    """``stored`` says how each weight is, and whether what is multiplied with it is rounded too.
+
+    The numbers themselves are read from ``file``, whose weights have ``names`` in file order. Of a model that runs stage
+    by stage no file is kept: its weights are rounded here, as ``stored`` says.
+    """
 
     stored: tuple[WeightPrecision, ...] = ()
+    file: Path | None = None
+    names: tuple[str, ...] = ()
 
     def load(self) -> Model:
         model = super().load()
         recipe = _Recipe(self.stored, model)
         recipe.watch(model)
-        recipe.apply(model)
+        if self.file:
+            _take(model, self.file, self.names)
+        else:
+            recipe.apply(model)
         return model
 
     def by_stage(self) -> ModelByStage:
         from models import registry
 
         return _RoundedByStage(registry.family(self.family), self.folder, self.stored)
+
+
+def _take(model: Model, file: Path, names: Sequence[str]) -> None:
+    """Give every weight of the model the numbers that the file stores of it.
+
+    Raises:
+        RungError: the file has a weight that is no parameter of the model.
+    """
+    import torch
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, numbers in numbers_of(file, names):
+        parameter = parameters.get(f"{name}.weight")
+        if parameter is None:
+            raise RungError(f"{name} is a weight of the file and no parameter of the model; convert it again")
+        parameter.data.copy_(torch.from_numpy(as_parameter(numbers, tuple(parameter.shape)).copy()))
 
 
 class _RoundedByStage(ModelByStage):
@@ -104,10 +131,11 @@ def _round_weight(weight: Tensor, precision: str) -> None:
         if kind == "float16":
             rows.copy_(rows.half())
         elif kind.startswith("int"):
-            largest = whole if whole is not None else _tensor(Grouping(0, block).largest(rows.numpy()))
+            largest = whole if whole is not None else _tensor(Grouping(0, block).largest(rows.float().numpy()))
+            largest = largest.to(rows.dtype)
             step = (largest / LARGEST[bits_of(kind)]).clamp(min=_SMALLEST)
             if block:
-                step = step.half().float().clamp(min=_SMALLEST)  # as they are stored
+                step = step.half().to(rows.dtype).clamp(min=_SMALLEST)  # as they are stored
             rows.copy_((rows / step).round_().mul_(step))
 
 

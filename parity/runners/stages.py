@@ -18,6 +18,7 @@ from parity.errors import RungError
 from parity.inputs import TokenizedPrompt
 from parity.runners.driver import DrivenSession, Tensor
 from parity.runners.litert import LiteRTProgram
+from parity.runners.noise import Noise
 from parity.runners.precision import Precision, computing_in
 from parity.trace import SIGNATURES, Phase
 
@@ -211,6 +212,7 @@ def torch_stages(
     *,
     precision: Precision = "float32",
     layouts: Sequence[Layout | None] = (),
+    noisy: bool = False,
 ) -> Iterator[tuple[ModelConfig, list[TorchStages]]]:
     """The re-authored model, loaded once, over each cache length."""
     import torch
@@ -220,6 +222,8 @@ def torch_stages(
     torch.set_num_threads(threads)
     with computing_in(precision), torch.inference_mode():
         model = registry.family(family).load(folder)
+        if noisy:
+            Noise().watch(model)
         yield (
             model.config,
             [
