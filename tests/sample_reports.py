@@ -11,7 +11,7 @@ from parity.compare.budgets import TIERS
 from parity.compare.limits import Limit, Question, limits_for
 from parity.compare.measuring import Measured
 from parity.compare.sampling import typical_of
-from parity.compare.verdict import Edge, Verdict, judge
+from parity.compare.verdict import Edge, Verdict, judge, over_budget
 from parity.report.record import Report, RungRecord
 
 #: Positions of each prompt, of which the last sixteen are a continuation.
@@ -21,6 +21,9 @@ INT8 = {
     "english": 0.040, "code": 0.041, "script": 0.049, "repeated": 2.07, "single": 0.038, "numbers": 0.031,
     "question": 0.035,
 }  # fmt: skip
+#: Twelve tokens that all texts are made of.
+PIECES = ("The", " quick", " brown", " fox", " jumps", " over", " the", " lazy", " dog", "\n", " and", " then")
+#: How many times as much as the typical prompt each amplifies rounding.
 STATED = {"english": 1.0, "code": 0.6, "script": 0.7, "repeated": 54.2, "single": 0.5, "numbers": 1.2, "question": 1.1}
 
 
@@ -116,13 +119,6 @@ def priced(
     return replace(edge, budget=tier, own_loss={} if own is None else {"kl_typical": own})
 
 
-def blamed(edge: Edge) -> Edge:
-    """An edge over budget, whose cause says as the pipeline does that the file is not to blame."""
-    own, all_ = edge.own_loss["kl_typical"], edge.metrics["kl_typical"]
-    said = f"the recipe itself loses {own:.3g} of {all_:.3g}; the file does what it says"
-    return replace(edge, cause=f"over budget {edge.budget}: {edge.cause}; {said}")
-
-
 def generation(rung: str, *changed: tuple[str, int], kind: str = "changed") -> dict[str, Any]:
     """Of eight steps after each prompt; ``changed`` are those where a rung chooses otherwise."""
     chosen = {name: list(range(8)) for name in POSITIONS}
@@ -144,7 +140,7 @@ def trained_report(**changed: Any) -> Report:
         held("reauthored", "rounding", floors(0.58, 1.7, 1.3e-5)),
         held("float", "rounding", floors(0.71, 2.1, 7.6e-5, draws=8)),
         faithful("dynamic_int8"),
-        blamed(priced("dynamic_int8", "lossless", costs(INT8, 0.127), 0.0383)),
+        over_budget(priced("dynamic_int8", "lossless", costs(INT8, 0.127), 0.0383), sound=True),
         faithful("fp16", 0.5, 1.2),
         priced("fp16", "lossless", costs({name: loss / 1e4 for name, loss in INT8.items()}, 0.003), 3.1e-6),
     ]
@@ -184,12 +180,7 @@ def trained_report(**changed: Any) -> Report:
         "prompts_said": {name: list(range(8)) for name in POSITIONS},
         "texts": {
             "prompts": {name: [place % 12 for place in range(count)] for name, count in POSITIONS.items()},
-            "pieces": {
-                str(place): text
-                for place, text in enumerate(
-                    ("The", " quick", " brown", " fox", " jumps", " over", " the", " lazy", " dog", "\n", " and", " then")
-                )
-            },
+            "pieces": {str(place): text for place, text in enumerate(PIECES)},
         },
     }
     return Report(**fields | changed)

@@ -2,9 +2,9 @@
 
 python tools/ratchet_limits.py tests/parity/compare/limits.json [--removed LIMIT REASON]
 
-The test beside that file fails while it differs from the tables in parity/compare/limits.py and budgets.py. This tool writes it anew,
-unless a limit is looser than before and its reason is not: then the reason comes first. A limit that is taken away
-stays in the file with the reason that is given here.
+The test beside that file fails while it differs from the tables in parity/compare/limits.py and budgets.py. This tool
+writes it anew, unless a limit is looser than before and its reason is not: then the reason comes first. A limit that is
+taken away stays in the file with the reason that is given here.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from parity.spelling import limit_spelled
 HEADER = """\
 # Limits
 
-Written by `python tools/write_limits.py docs/limits.md` from `parity/compare/limits.py` and `parity/compare/budgets.py`,
-the only places with thresholds.
+Written by `python tools/write_limits.py docs/limits.md` from `parity/compare/limits.py` and
+`parity/compare/budgets.py`, the only places with thresholds.
 
 Every edge answers one question, and has the limits of that question.
 
@@ -43,18 +43,18 @@ to the same model in float64. So whatever amplifies rounding at a position ampli
 the floor means the same at a calm position as at a chaotic one. A prompt whose typical floor is {ILL_CONDITIONED:g}
 times that of the typical prompt is called *ill-conditioned*.
 
-There are {FIRST_DRAWS} draws, and up to {MOST_DRAWS} where a verdict depends on them: a ratio is decided when it keeps
-or breaks its limit wherever the true floor lies, with {CONFIDENCE:.1%} confidence.
+There are {FIRST_DRAWS} draws, and up to {MOST_DRAWS} where a verdict depends on them: a ratio is decided when it
+keeps or breaks its limit wherever the true floor lies, with {CONFIDENCE:.1%} confidence.
 
 No floor counts as less than u sqrt(n), relative: u = 2^-24 is float32's unit roundoff, n the number of roundings that
 every value goes through in a row, counted from the model's configuration. An evaluation that happens to be exact (one
 token, weights that are powers of two) says nothing of what another one loses. The roundings are two additions a block
 (three in a decoder that reads an encoder), the scale of the embedding, the last norm, the head, its bias, scale or
-soft-cap; for an encoder, what makes its stream, its blocks, its last norm, its projector. Independent roundings of mean
-zero add up as the root of their number ([Higham and Mary 2019](https://doi.org/10.1137/18M1226312)).
+soft-cap; for an encoder, what makes its stream, its blocks, its last norm, its projector. Independent roundings of
+mean zero add up as the root of their number ([Higham and Mary 2019](https://doi.org/10.1137/18M1226312)).
 
-`floor_ratio` is the median over all positions, the larger of prefill and decode. `worst_position_ratio` is that of the
-single worst position, so that one wrong position cannot hide among hundreds.
+`floor_ratio` is the median over all positions, the larger of prefill and decode. `worst_position_ratio` is that of
+the single worst position, so that one wrong position cannot hide among hundreds.
 """
 
 QUESTIONS = {
@@ -75,13 +75,13 @@ runtime does where the recipe asks for that. The floor is of that model.
 }
 
 GENERATION = """
-A float rung also fails when it generates something else. The oracle generates freely; every other rung is led along what
-the oracle said, and its own choice is recorded at each step, so one difference does not make all that follows different.
-Another choice is a *tie*, and says nothing, where the oracle prefers its own by no more than rounding can move two
-logits of that prompt, by the floor; never by the candidate's own error. Else it is a *defect*. Choosing the same token is
-a defect too where one of the two takes it for the end of the text. The oracle's end tokens are those of its own library,
-ours are read from the checkpoint folder by our own reader. A quantized rung has *changed* its choice, which is counted
-and not judged.
+A float rung also fails when it generates something else. The oracle generates freely; every other rung is led along
+what the oracle said, and its own choice is recorded at each step, so one difference does not make all that follows
+different. Another choice is a *tie*, and says nothing, where the oracle prefers its own by no more than rounding can
+move two logits of that prompt, by the floor; never by the candidate's own error. Else it is a *defect*. Choosing the
+same token is a defect too where one of the two takes it for the end of the text. The oracle's end tokens are those of
+its own library, ours are read from the checkpoint folder by our own reader. A quantized rung has *changed* its
+choice, which is counted and not judged.
 """
 
 STORED = """
@@ -94,33 +94,35 @@ QUALITY = f"""
 A recipe changes the numbers on purpose. How much a model may lose is not a fact about the port, so it is a *budget*:
 a tier, a project's own, or `--budget`.
 
-`kl_typical` is what the median prompt loses, in nats per position: KL(oracle || rung). A prompt that amplifies rounding
-decides for itself and for nobody else; one that loses more than {OUTLIER:g} times what the typical one does is named as
-an *outlier*. `flips` is the share of positions with another best token, without those where the oracle's two best logits
-are within 0.1. Both are held against the worse end of their interval: a budget is kept when other prompts like these
-would keep it, the typical one with {TYPICAL_CONFIDENCE:.0%} confidence or more, which takes four prompts.
+`kl_typical` is what the median prompt loses, in nats per position: KL(oracle || rung). A prompt that amplifies
+rounding decides for itself and for nobody else; one that loses more than {OUTLIER:g} times what the typical one does
+is named as an *outlier*. `flips` is the share of positions with another best token, without those where the oracle's
+two best logits are within 0.1. Both are held against the worse end of their interval: a budget is kept when other
+prompts like these would keep it, the typical one with {TYPICAL_CONFIDENCE:.0%} confidence or more, which takes four
+prompts.
 
 Unless told otherwise a recipe is held to the tier of its smallest weights:
 {{defaults}}.
 
-What the recipe loses by itself, in PyTorch and without any file, is in the report as `own_loss` of the edge, and never
-widens a limit. So "over budget" and "the file does what it says" can both be true, and the report says both.
+What the recipe loses by itself, in PyTorch and without any file, is in the report as `own_loss` of the edge, and
+never widens a limit. So "over budget" and "the file does what it says" can both be true, and the report says both.
 """
 
 ENCODERS = """
 ## What encoders make
 
-What an encoder makes is no distribution. Under port, rounding and fidelity it has the limits above, at each of its rows.
-What a recipe may cost it is a relative distance to the oracle's rows. A recipe that is not in the table is held to the
-plainest one with the same weight bits (16, 8 or 4). For fewer bits no limits are known, and the verdict is ERROR.
+What an encoder makes is no distribution. Under port, rounding and fidelity it has the limits above, at each of its
+rows. What a recipe may cost it is a relative distance to the oracle's rows. A recipe that is not in the table is held
+to the plainest one with the same weight bits (16, 8 or 4). For fewer bits no limits are known, and the verdict is
+ERROR.
 """
 
 STAGES = """
 ## Stages
 
 `parity bisect` measures every stage by itself, fed what the reference's stages made before it, in units of the noise
-that float32 has in that stage on the same inputs (float64, for the exact port). A stage of a quantized rung is compared
-with the same stage in PyTorch with the numbers that its file stores.
+that float32 has in that stage on the same inputs (float64, for the exact port). A stage of a quantized rung is
+compared with the same stage in PyTorch with the numbers that its file stores.
 """
 
 

@@ -93,12 +93,12 @@ def ladder_rows(report: Report) -> list[Row]:
     """A row for every rung and output, from the top of the ladder down."""
     found: dict[tuple[str, str], list[Row]] = {}
     for edge, rung in ladder(report):
-        slot = "quality" if edge.question == "quality" else "sound"
+        costs = edge.question == "quality"
         rows = found.setdefault((edge.candidate, edge.output), [])
         # An edge that is there twice has a line of its own, as wrong as that is.
-        if not rows or getattr(rows[-1], slot):
+        if not rows or (rows[-1].quality if costs else rows[-1].sound):
             rows.append(Row(rung=rung))
-        rows[-1] = replace(rows[-1], **{slot: edge})
+        rows[-1] = replace(rows[-1], quality=edge) if costs else replace(rows[-1], sound=edge)
     return [row for rows in found.values() for row in rows]
 
 
@@ -209,9 +209,7 @@ def _cost(title: str, metric: str, meaning: str) -> Column:
     )
 
 
-TYPICAL = _of_sound(
-    "floor\ntypical", "floor_ratio", "distance in units of the noise floor at the typical position"
-)
+TYPICAL = _of_sound("floor\ntypical", "floor_ratio", "distance in units of the noise floor at the typical position")
 WORST = _of_sound("floor\nworst", "worst_position_ratio", "the same at the single worst position")
 PHASES = Column(
     title="floor\nprefill/decode", meaning="the typical position of the prompts and of what follows", show=_phases

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
+from operator import eq
 
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +40,7 @@ def render_generation(results: Sequence[Generated], console: Console) -> None:
         pairs = zip(original, result.ids, strict=False)
         same = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(original), len(result.ids)))
         text = shown(result.text)
-        alike = len(commonprefix([expected, text]))
+        alike = len(list(takewhile(bool, map(eq, expected, text))))
         # Other tokens of the same text, or a text that only ends early, are marked as a whole.
         alike = alike if alike < len(text) or original == result.ids else 0
         said = Text(text[:alike]).append(text[alike:], "yellow")

@@ -39,14 +39,17 @@ def test_a_figure_is_spelled_by_what_it_is(metric: str, value: object, text: str
 
 @pytest.mark.parametrize(
     ("metric", "bound", "text"),
-    [("floor_ratio", 3.0, "≤ 3"), ("flips", 0.05, "≤ 5%"), ("top1_agreement", 0.925, "≥ 92.5%"), ("cosine", 0.9, "≥ 0.9"),
-     ("perplexity_ratio", [0.955, 1.045], "0.955 to 1.045"), ("kl_typical", None, f"≤ {DASH}"), ("kl_mean", [], f"≤ {DASH}")],
+    [("floor_ratio", 3.0, "≤ 3"), ("flips", 0.05, "≤ 5%"), ("top1_agreement", 0.925, "≥ 92.5%"),
+     ("cosine", 0.9, "≥ 0.9"), ("perplexity_ratio", [0.955, 1.045], "0.955 to 1.045"),
+     ("kl_typical", None, f"≤ {DASH}"), ("kl_mean", [], f"≤ {DASH}")],
 )  # fmt: skip
 def test_a_limit_is_never_rounded(metric: str, bound: object, text: str) -> None:
     assert limit_spelled(metric, bound) == text
 
 
-@given(st.none() | st.floats() | st.booleans() | st.text() | st.lists(st.floats()), st.sampled_from(("flips", "kl_mean")))
+@given(
+    st.none() | st.floats() | st.booleans() | st.text() | st.lists(st.floats()), st.sampled_from(("flips", "kl_mean"))
+)
 def test_whatever_is_spelled_is_a_short_word(value: object, metric: str) -> None:
     assert 0 < len(spelled(metric, value)) < 350
     assert "nan" not in spelled(metric, value)

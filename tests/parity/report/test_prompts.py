@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_reports import INT8, POSITIONS, broken_port, trained_report
 
 from parity.report.charts import COLUMNS, LINES, ByPosition
 from parity.report.html import to_html
 from parity.report.markdown import to_markdown
 from parity.report.prompts import DRAWN, PROMPT_COLUMNS, PromptPage, prompts_of
-from sample_reports import INT8, POSITIONS, broken_port, trained_report
 
 ANY_VALUE = st.none() | st.floats() | st.integers() | st.booleans() | st.text(max_size=3)
 
@@ -97,9 +97,14 @@ def test_generations_stand_side_by_side_and_the_first_difference_is_marked() -> 
     assert same.same
     assert same.rungs == ("original", "reauthored", "fp16")
     assert tie.rungs == ("float",)
-    assert [(token.text, token.first) for token in changed.tokens if token.differs] == [(" then", True), (" then", False)]
+    assert [(token.text, token.first) for token in changed.tokens if token.differs] == [
+        (" then", True),
+        (" then", False),
+    ]
     source = to_html([trained_report()])
-    assert 'The<mark class="other first"> then</mark> brown fox jumps<mark class="other"> then</mark> the lazy' in source
+    assert (
+        'The<mark class="other first"> then</mark> brown fox jumps<mark class="other"> then</mark> the lazy' in source
+    )
     assert 'The quick<mark class="defect first"> then</mark> fox' in to_html([broken_port()])
     unknown = pages(texts={})["repeated"].said
     assert "".join(token.text for token in unknown[-1].tokens).startswith("⟨0⟩⟨11⟩⟨2⟩")

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sample_reports import INT8, costs, faithful, floors, held, priced, trained_report
 from typer.testing import CliRunner
 
 from parity.cli import app
-from parity.compare.verdict import Edge, Verdict
+from parity.compare.verdict import Edge, Verdict, over_budget
 from parity.errors import UsageError
 from parity.report.recheck import read_rechecked
 from parity.report.record import Report, RungRecord, write_json
-from sample_reports import INT8, blamed, costs, faithful, floors, held, priced, trained_report
 
 RUNGS = ("original", "reauthored64", "reauthored", "float", "dynamic_int8")
 Document = dict[str, Any]
@@ -43,7 +43,7 @@ def report(*, tier: str, situations: bool = False) -> Report:
         edges = [replace(edge, situations={"window": {**figures, "verdict": "PASS", "cause": None}}) for edge in edges]
     return trained_report(
         rungs=[RungRecord(name=name, seconds=1.0) for name in ("original64", *RUNGS)],
-        edges=[*edges, cost if cost.verdict is Verdict.PASS else blamed(cost)],
+        edges=[*edges, over_budget(cost, sound=True)],
         generation=[{"rung": name, "matches": 56, "of": 56, "first_difference": None} for name in RUNGS],
         environment={},
         # One prompt's positions are as good as seven's, and a file of which every value is edited is smaller.
@@ -160,7 +160,11 @@ TAMPERED: dict[str, tuple[Report, tuple[Tampering, ...], str]] = {
     "no verdict": (FAILING, (verdict(None),), "its verdict is None"),
     "unknown verdict": (FAILING, (verdict("pass"),), "its verdict is pass"),
     "worse verdict": (PASSING, (verdict("ERROR"),), "its verdict is ERROR"),
-    "edge": (FAILING, (edge("dynamic_int8", "quality", verdict="PASS"), verdict("PASS")), "dynamic_int8 quality is PASS with a cause"),
+    "edge": (
+        FAILING,
+        (edge("dynamic_int8", "quality", verdict="PASS"), verdict("PASS")),
+        "dynamic_int8 quality is PASS with a cause",
+    ),
     "edge and cause": (
         FAILING,
         (edge("dynamic_int8", "quality", verdict="PASS", cause=None), verdict("PASS")),

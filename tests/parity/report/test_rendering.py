@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.cells import cell_len
 from rich.console import Console
+from sample_reports import INT8, broken_port, costs, faithful, floors, held, priced, trained_report
 
 from parity.compare.budgets import TIERS
 from parity.compare.limits import ENCODER_LIMITS, LIMITS, STORED_LIMITS, Question
@@ -33,7 +34,6 @@ from parity.report.notes import limits_shown
 from parity.report.record import Report, RungRecord, read_json, write_json
 from parity.report.terminal import render, render_summary
 from parity.spelling import DASH
-from sample_reports import INT8, broken_port, costs, faithful, floors, held, priced, trained_report
 
 HOSTILE = [
     "[red]x[/]",
@@ -439,16 +439,23 @@ def test_numbers_are_never_cut(width: int) -> None:
     assert lines[-2] == "FAIL smollm2-135m  5 edges, 180 positions, 41.3 s"
 
 
+def table_rows(lines: Sequence[str]) -> dict[str, list[str]]:
+    """What stands beside each rung."""
+    return {line.split()[0]: line.split()[1:] for line in lines if re.match(r"\w+ +(PASS|FAIL|ERROR) ", line)}
+
+
 def test_a_rung_is_a_line_and_its_questions_have_each_a_verdict() -> None:
     """Whether it is sound, with the figures of that; whether the model can afford it, with the figures of that."""
     lines = printed(render, trained_report(), 80).split("\n")
-    rows = {line.split()[0]: line.split()[1:] for line in lines if re.match(r"\w+ +(PASS|FAIL|ERROR) ", line)}
+    rows = table_rows(lines)
     assert rows["reauthored64"] == ["PASS", "0.320", "1.40", "2.1e-15"]
     assert rows["float"] == ["PASS", "0.710", "2.10", "7.6e-5"]
     assert rows["dynamic_int8"] == ["PASS", "0.700", "2.20", "1.1e-6", "FAIL", "0.0400", "0.0490", "12.7%"]
     assert rows["fp16"] == ["PASS", "0.500", "1.20", "1.1e-6", "PASS", "4.0e-6", "4.9e-6", "0.3%"]
     assert not [line for line in lines if len(line) > 80]
-    row = "| `dynamic_int8` | ✅ PASS | 0.700 | 2.20 | 1.1e-6 | ❌ FAIL | **0.0400** | **0.0490** | ≤ 0.001 | **12.7%** |"
+    row = (
+        "| `dynamic_int8` | ✅ PASS | 0.700 | 2.20 | 1.1e-6 | ❌ FAIL | **0.0400** | **0.0490** | ≤ 0.001 | **12.7%** |"
+    )
     assert row in to_markdown([trained_report()])
     coloured = printed(render, trained_report(), 80, colour=True)
     assert "\x1b[1;31m0.0490" in coloured
@@ -503,7 +510,7 @@ def test_what_a_person_needs_to_know_is_said() -> None:
 def test_a_broken_port_and_a_rung_that_did_not_run() -> None:
     """The port is told apart from what follows from it, a crash from both, a defect from a tie."""
     text = printed(render, broken_port(), 80)
-    rows = {line.split()[0]: line.split()[1:] for line in text.split("\n") if re.match(r"\w+ +(PASS|FAIL|ERROR) ", line)}
+    rows = table_rows(text.split("\n"))
     assert rows["reauthored64"][:4] == ["FAIL", "3.1e7", "4.4e8", "2.0e-6"]
     assert rows["original"][0] == "PASS"
     assert rows["dynamic_int8"][0] == "ERROR"
@@ -639,9 +646,10 @@ def test_reasons_are_given_for_todays_limits_only() -> None:
     found = {(at.metric, at.bound, at.rungs): at.reason for at in limits_shown([trained_report(), trained_report()])}
     files, costs = ("dynamic_int8 fidelity", "fp16 fidelity"), ("dynamic_int8 quality", "fp16 quality")
     reasons = {(table, limit.metric): limit.reason for table, limits in LIMITS.items() for limit in limits}
+    floats = ("original", "reauthored", "float")
     assert found == {
-        ("floor_ratio", "≤ 3", ("original", "reauthored", "float")): reasons["rounding", "floor_ratio"],
-        ("worst_position_ratio", "≤ 8", ("original", "reauthored", "float")): reasons["rounding", "worst_position_ratio"],
+        ("floor_ratio", "≤ 3", floats): reasons["rounding", "floor_ratio"],
+        ("worst_position_ratio", "≤ 8", floats): reasons["rounding", "worst_position_ratio"],
         ("floor_ratio", "≤ 16", ("reauthored64",)): reasons["port", "floor_ratio"],
         ("worst_position_ratio", "≤ 64", ("reauthored64",)): reasons["port", "worst_position_ratio"],
         ("floor_ratio", "≤ 3", files): reasons["fidelity", "floor_ratio"],
@@ -652,9 +660,9 @@ def test_reasons_are_given_for_todays_limits_only() -> None:
     }
     edge = trained_report().edges[5]
     old = replace(edge, limits={**edge.limits, "kl_typical": 123.0, "gone": 1.0})
-    reasons = {limit.metric: limit.reason for limit in limits_shown([plain_report(edges=[old])])}
-    assert reasons["kl_typical"] == "The limit has changed since; it is now ≤ 0.001."
-    assert "not in today's table" in reasons["gone"]
+    said = {limit.metric: limit.reason for limit in limits_shown([plain_report(edges=[old])])}
+    assert said["kl_typical"] == "The limit has changed since; it is now ≤ 0.001."
+    assert "not in today's table" in said["gone"]
     own = replace(edge, budget="pyproject.toml")
     assert {limit.reason for limit in limits_shown([plain_report(edges=[own])])} == {"As pyproject.toml asks."}
     eye = replace(edge, output="encoder", budget=None, limits={"rel_l2": 0.087})
