@@ -1,10 +1,10 @@
 """Keep limits from being loosened in passing: tests/parity/compare/limits.json is what they were when last agreed on.
 
-python tools/ratchet_limits.py tests/parity/compare/limits.json [--removed RUNG/OUTPUT/METRIC REASON]
+python tools/ratchet_limits.py tests/parity/compare/limits.json [--removed LIMIT REASON]
 
-The test beside that file fails while it differs from the table in parity/compare/limits.py. This tool writes it anew,
-unless a limit is looser than before and its reason is not: then the reason comes first. A limit that is taken away
-stays in the file with the reason that is given here.
+The test beside that file fails while it differs from the tables in parity/compare/limits.py and budgets.py. This tool
+writes it anew, unless a limit is looser than before and its reason is not: then the reason comes first. A limit that is
+taken away stays in the file with the reason that is given here.
 """
 
 from __future__ import annotations
@@ -13,35 +13,32 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parity.compare.limits import ENCODER_LIMITS, OWN_LOSS_LIMITS, RECIPE_LIMITS, UNQUANTIZED, Limit, limits_for
+from parity.compare.budgets import TIERS, default_budget
+from parity.compare.limits import ENCODER_LIMITS, LIMITS, STAGE_LIMITS, STORED_LIMITS, Limit, encoder_limits
 
-#: Weight precisions by which recipes that are not in the table are judged.
-BITS = (16, 8, 4)
+#: Weight precisions by which recipes are judged that have no limits of their own.
+BITS = (16, 8, 4, 2)
 
 Committed = dict[str, dict[str, Any]]
 
 
 def in_force() -> Committed:
-    """Every limit as it is today, by rung or recipe, output and metric."""
-    return {f"{who}/{output}/{limit.metric}": entry(limit) for who, output, limit in _all()}
+    """Every limit as it is today, by what it is a limit on and its metric."""
+    return {f"{what}/{limit.metric}": entry(limit) for what, limits in _all() for limit in limits}
 
 
-def _all() -> Iterator[tuple[str, str, Limit]]:
-    rungs = dict.fromkeys((*UNQUANTIZED, *RECIPE_LIMITS, *ENCODER_LIMITS))
-    for who, output in product(rungs, ("logits", "encoder")):
-        yield from ((who, output, limit) for limit in limits_for(who, output=output, stored=output == "logits"))
-    for bits, output in product(BITS, ("logits", "encoder")):
-        stored = output == "logits"
-        yield from (
-            (f"other {bits} bit recipes", output, limit) for limit in limits_for("", bits, output, stored=stored)
-        )
-    for limit in OWN_LOSS_LIMITS:
-        yield "times the recipe's own", "encoder" if limit.metric == "rel_l2" else "logits", limit
+def _all() -> Iterator[tuple[str, Sequence[Limit]]]:
+    yield from LIMITS.items()
+    yield "stored", STORED_LIMITS
+    yield "stage", STAGE_LIMITS
+    yield from ((f"tier {name}", tier.limits) for name, tier in TIERS.items())
+    yield from ((f"{bits} bit recipes", default_budget(bits).limits) for bits in BITS)
+    yield from ((f"{recipe}/encoder", limits) for recipe, limits in ENCODER_LIMITS.items())
+    yield from ((f"other {bits} bit recipes/encoder", encoder_limits("", bits)) for bits in BITS)
 
 
 def entry(limit: Limit) -> dict[str, Any]:
@@ -99,7 +96,7 @@ def document(committed: Committed) -> str:
 
 def main() -> None:
     """Rewrite the file, or end with what is wrong."""
-    parser = argparse.ArgumentParser(description="Agree on the limits as they are in parity/compare/limits.py.")
+    parser = argparse.ArgumentParser(description="Agree on the limits as they are in parity/compare.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--removed", nargs=2, action="append", default=[], metavar=("LIMIT", "REASON"))
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Write docs/limits.md from the table of limits, so that the two cannot differ (a test holds them together).
+"""Write docs/limits.md from the tables of limits, so that the two cannot differ (a test holds them together).
 
 python tools/write_limits.py docs/limits.md
 """
@@ -9,118 +9,120 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from parity.compare.limits import (
-    ENCODER_LIMITS,
-    FLOAT_LIMITS,
-    ORIGINAL_LIMITS,
-    OWN_LOSS_LIMITS,
-    RECIPE_LIMITS,
-    SIBLING_RATIO,
-    STORED_LIMITS,
-    Limit,
-)
+from parity.compare.budgets import TIERS, default_budget
+from parity.compare.floor import CONFIDENCE, FIRST_DRAWS, ILL_CONDITIONED, MOST_DRAWS
+from parity.compare.limits import ENCODER_LIMITS, LIMITS, STAGE_LIMITS, STORED_LIMITS, Limit
+from parity.compare.sampling import OUTLIER, TYPICAL_CONFIDENCE
+from parity.spelling import limit_spelled
 
 HEADER = """\
 # Limits
 
-Written by `python tools/write_limits.py docs/limits.md` from `parity/compare/limits.py`, the only place with
-thresholds.
+Written by `python tools/write_limits.py docs/limits.md` from `parity/compare/limits.py` and
+`parity/compare/budgets.py`, the only places with thresholds.
 
-## Float rungs
+Every edge answers one question, and has the limits of that question.
 
-The unit is the original's own rounding. The original runs once in float64 (the oracle) and once in float32; the
-relative L2 distance between their logits is the noise floor of this model on these prompts. `floor_ratio` is a rung's
-distance to the oracle over that floor, for prefill and for decode separately; the larger of the two is judged.
+| question | asked of | against |
+|---|---|---|
+| port | `reauthored64`, our model in float64 | the original in float64, the oracle |
+| rounding | `original`, `reauthored`, `float` | the oracle |
+| fidelity | a quantized file | PyTorch with the numbers that the file stores |
+| quality | a quantized file | the oracle |
 
-Every rung decodes token by token. Only the oracle takes what is forced after a prompt in one call on its filled cache:
-in float64 that is the same to 1e-13, which a test holds every preset to, and costs a fraction.
-
-Where the original happens to be exact, or nearly (one token, weights that are powers of two), its own distance says
-nothing of what another correct evaluation loses. No floor, neither over all positions nor at the worst one, counts as
-less than u sqrt(n): u = 2^-24 is float32's unit roundoff, n the number of roundings that every value goes through in a
-row, counted from the model's configuration. They are two additions a block (three in a decoder that reads an encoder),
-the scale of the embedding, the last norm, the head, its bias, scale or soft-cap; for an encoder, what makes its stream,
-its blocks, its last norm, its projector. Independent roundings of mean zero add up as the root of their number, not as
-their number ([Higham and Mary 2019](https://doi.org/10.1137/18M1226312)). Over the tiny presets this is 0.22 to 0.79 of
-the measured floor, but for what T5 makes of its start token, 1.21 (small) and 0.99 (base): a floor that is measured at
-eight positions, all of them of one token. At full size it is 0.60 to 0.94, and 1.09 for T5 small. A port that rounds as
-an ordinary original does (up to 4.5 times the least floor) is within the limit of 8 beside an original that is exact.
-
-At the worst position, the error is relative to the position's own logits, or to a tenth of the typical ones (root mean
-square) where its own are smaller: where nearly everything cancels, rounding is as large as elsewhere, and a floor
-relative to what is left would have no bound and hide a mistake at every other position.
+The first three ask whether something computes what it should. Their unit is the noise floor, and no figure of theirs
+depends on how good a model is. The last one asks what a recipe costs, and has a budget.
 """
 
-ORIGINAL = """
-A rung also fails when it generates something else. The oracle generates freely; every other rung is led along what the
-oracle said, and its own choice is recorded at each step, so one difference does not make all that follows different.
-Another choice is a *tie*, and says nothing, where the oracle's own choice is ahead of the rung's by at most twice the
-rung's largest logit error on the forced positions; else it is a *defect*. Choosing the same token is a defect too where
-one of the two takes it for the end of the text. The oracle's end tokens are those of its own library, ours are read
-from the checkpoint folder by our own reader. Ties and defects of quantized rungs are counted and not judged.
+FLOOR = f"""
+## The noise floor
 
-The original itself is held to:
+The re-authored model is run in float32 several times, and every sum is given a random error as large as adding its
+terms one after the other would make it. A position's floor is the root mean square of the distances of these *draws*
+to the same model in float64. So whatever amplifies rounding at a position amplifies the draws as well, and a ratio to
+the floor means the same at a calm position as at a chaotic one. A prompt whose typical floor is {ILL_CONDITIONED:g}
+times that of the typical prompt is called *ill-conditioned*.
+
+There are {FIRST_DRAWS} draws, and up to {MOST_DRAWS} where a verdict depends on them: a ratio is decided when it
+keeps or breaks its limit wherever the true floor lies, with {CONFIDENCE:.1%} confidence.
+
+No floor counts as less than u sqrt(n), relative: u = 2^-24 is float32's unit roundoff, n the number of roundings that
+every value goes through in a row, counted from the model's configuration. An evaluation that happens to be exact (one
+token, weights that are powers of two) says nothing of what another one loses. The roundings are two additions a block
+(three in a decoder that reads an encoder), the scale of the embedding, the last norm, the head, its bias, scale or
+soft-cap; for an encoder, what makes its stream, its blocks, its last norm, its projector. Independent roundings of
+mean zero add up as the root of their number ([Higham and Mary 2019](https://doi.org/10.1137/18M1226312)).
+
+`floor_ratio` is the median over all positions, the larger of prefill and decode. `worst_position_ratio` is that of
+the single worst position, so that one wrong position cannot hide among hundreds.
 """
 
-QUANTIZED = """
-## Quantized rungs
+QUESTIONS = {
+    "port": """
+## Port
 
-Quantization changes the numbers on purpose; what must stay is the distribution of the next token. KL is KL(oracle ||
-rung) in nats; `top1_agreement_clear` leaves out positions where the oracle's two best logits are within 0.1, and
-`perplexity_ratio` is over the forced continuations. Each limit is about three times the worst KL that was measured,
-twice the worst loss of agreement, three times the worst change of perplexity: far from what a sound file does, far
-below what a broken one does.
+The exact port is our model in float64, its tables and constants too. Its floor is float32's times 2^-29.
+""",
+    "rounding": """
+## Rounding
+""",
+    "fidelity": """
+## Fidelity
 
-For orientation, published figures for trained models: a good 8-bit export has a perplexity ratio near 1.0004; good
-4-bit formats have a mean KL of 0.01 to 0.05 and agree on 90 to 95 % of best tokens. The tiny presets have a few hundred
-rows and a few dozen channels, so less averages out in them; at full size the same drawing gives 0.05 to 0.08 at 4 bits
-([measured](performance.md)).
+The reference is the re-authored model with every weight as the file stores it, and with activations rounded as the
+runtime does where the recipe asks for that. The floor is of that model.
+""",
+}
 
-A set of prompts that is too small to notice what a limit forbids is an ERROR ([how that is known](statistics.md)).
-
-A model may lose more to a recipe than the presets that these limits were measured on: rounded activations cost more
-where they have outliers, and add up over the layers. So a rung that is outside of its limits in nothing but these
-figures, below a `reauthored` or `float` rung that was run and is sound, is held to what its **recipe by itself** loses.
-The re-authored model is run on the same prompts with every weight rounded as the file has it and, for a dynamic recipe,
-whatever is multiplied with a weight rounded to eight bits as the runtime does; nothing of the quantizer, the converter
-or the runtime is in it. Not where the file has fewer bits than the recipe wanted, the recipe moves weights on purpose,
-or the prompts are too few. The rung may then lose, of what counts as loss (disagreement, not agreement):
-
-{own}
-
-Its perplexity may differ by what the recipe's own does and by what these prompts would notice as a change. A limit
-never becomes narrower in this way, and never wider than that of the next coarser recipe of this page. The report has
-the recipe's figures as `own_loss` of the edge, and such a limit with them as its reason.
-
-A recipe that is not in the table is held to the plainest recipe with the same weight bits (16, 8 or 4). For fewer bits
-no limits are known, and the verdict is ERROR.
+GENERATION = """
+A float rung also fails when it generates something else. The oracle generates freely; every other rung is led along
+what the oracle said, and its own choice is recorded at each step, so one difference does not make all that follows
+different. Another choice is a *tie*, and says nothing, where the oracle prefers its own by no more than rounding can
+move two logits of that prompt, by the floor; never by the candidate's own error. Else it is a *defect*. Choosing the
+same token is a defect too where one of the two takes it for the end of the text. The oracle's end tokens are those of
+its own library, ours are read from the checkpoint folder by our own reader. A quantized rung has *changed* its
+choice, which is counted and not judged.
 """
 
-
-STORED = """\
-## What is stored of weights
-
-Every recipe that rounds is also held to what can be read off the file without running it, weight by weight:
+STORED = """
+What can be read off the file without running it is judged as well, weight by weight:
 """
 
-ENCODERS = """\
-## Encoders of quantized rungs
+QUALITY = f"""
+## Quality
 
-What an encoder makes is no distribution; it is judged by its relative distance to the oracle's. On float rungs it is
-held to the limits above, in units of the original's own rounding of the same rows.
+A recipe changes the numbers on purpose. How much a model may lose is not a fact about the port, so it is a *budget*:
+a tier, a project's own, or `--budget`.
+
+`kl_typical` is what the median prompt loses, in nats per position: KL(oracle || rung). A prompt that amplifies
+rounding decides for itself and for nobody else; one that loses more than {OUTLIER:g} times what the typical one does
+is named as an *outlier*. `flips` is the share of positions with another best token, without those where the oracle's
+two best logits are within 0.1. Both are held against the worse end of their interval: a budget is kept when other
+prompts like these would keep it, the typical one with {TYPICAL_CONFIDENCE:.0%} confidence or more, which takes four
+prompts.
+
+Unless told otherwise a recipe is held to the tier of its smallest weights:
+{{defaults}}.
+
+What the recipe loses by itself, in PyTorch and without any file, is in the report as `own_loss` of the edge, and
+never widens a limit. So "over budget" and "the file does what it says" can both be true, and the report says both.
 """
 
-STAGES = """\
+ENCODERS = """
+## What encoders make
+
+What an encoder makes is no distribution. Under port, rounding and fidelity it has the limits above, at each of its
+rows. What a recipe may cost it is a relative distance to the oracle's rows. A recipe that is not in the table is held
+to the plainest one with the same weight bits (16, 8 or 4). For fewer bits no limits are known, and the verdict is
+ERROR.
+"""
+
+STAGES = """
 ## Stages
 
-`parity bisect` measures every stage by itself, fed what the reference's stages made before it. A stage of a float rung
-is held to the limits of float rungs, in units of what float32 costs the reference's own stage on the same inputs. The
-stages of sound tiny presets of every kind lie between 0 and 2.7 (1.2 at most before the conversion), their worst rows
-below 2.7.
-
-A stage of a quantized rung may lose as much as its recipe allows a whole encoder, above: an encoder is a few stages
-that hand on rows of the stream, and rounding adds up along them, so a stage by itself can only lose less. Where all
-keep to that, one is still named if it stands out among its siblings:
+`parity bisect` measures every stage by itself, fed what the reference's stages made before it, in units of the noise
+that float32 has in that stage on the same inputs (float64, for the exact port). A stage of a quantized rung is
+compared with the same stage in PyTorch with the numbers that its file stores.
 """
 
 
@@ -129,22 +131,30 @@ def rows(limits: Sequence[Limit]) -> Iterator[str]:
     yield "| metric | limit | reason |"
     yield "|---|---|---|"
     for limit in limits:
-        bound = limit.bound
-        shown = f"{bound[0]:g} to {bound[1]:g}" if isinstance(bound, list) else f"{bound:g}"
-        word = "" if isinstance(bound, list) else "at least " if limit.bound == limit.least else "at most "
-        yield f"| `{limit.metric}` | {word}{shown} | {limit.reason} |"
+        yield f"| `{limit.metric}` | {limit_spelled(limit.metric, limit.bound)} | {limit.reason} |"
+
+
+def defaults() -> str:
+    """Which tier a recipe has by its bits."""
+    return ", ".join(f"`{default_budget(bits).name}` for {words}" for bits, words in _WORDS.items())
+
+
+_WORDS = {16: "16 bits", 8: "8", 4: "4 and fewer"}
 
 
 def document() -> str:
     """The whole page."""
-    quantized = QUANTIZED.format(own="\n".join(rows(OWN_LOSS_LIMITS)))
-    lines = [HEADER, *rows(FLOAT_LIMITS), ORIGINAL, *rows(ORIGINAL_LIMITS), quantized]
-    for recipe, limits in RECIPE_LIMITS.items():
-        lines += [f"### `{recipe}`", "", *rows(limits), ""]
-    lines += [STORED, *rows(STORED_LIMITS), "", ENCODERS]
+    lines = [HEADER.rstrip("\n"), FLOOR.rstrip("\n")]
+    for question, words in QUESTIONS.items():
+        lines += [words, *rows(LIMITS[question])]  # type: ignore[index]
+        lines += [GENERATION.rstrip("\n")] if question == "rounding" else []
+    lines += [STORED, *rows(STORED_LIMITS), QUALITY.format(defaults=defaults()).rstrip("\n")]
+    for tier in TIERS.values():
+        lines += ["", f"### `{tier.name}`", "", *rows(tier.limits)]
+    lines += [ENCODERS, "| recipe | `rel_l2` | reason |", "|---|---|---|"]
     for recipe, limits in ENCODER_LIMITS.items():
-        lines += [f"### `{recipe}`, what the encoder made", "", *rows(limits), ""]
-    lines += [STAGES, *rows([SIBLING_RATIO])]
+        lines += [f"| `{recipe}` | {limit_spelled(at.metric, at.bound)} | {at.reason} |" for at in limits]
+    lines += [STAGES, *rows(STAGE_LIMITS)]
     return "\n".join(lines).rstrip() + "\n"
 
 

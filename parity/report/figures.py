@@ -1,27 +1,33 @@
-"""The figures and sentences of a report, as every rendering shows them."""
+"""The figures of a report, as every rendering shows them: a row for each rung, and what stands in its columns."""
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from parity.compare.limits import UNQUANTIZED, Limit, following, limits_for
+from parity.compare.limits import UNQUANTIZED
 from parity.compare.verdict import Edge, Verdict
 from parity.report.record import Report, RungRecord
+from parity.spelling import (
+    DASH,
+    LARGER_IS_BETTER,
+    figure,
+    limit_spelled,
+    number,
+    percent,
+    seconds,
+    spelled,
+    whole,
+)
 
-#: What stands where there is no figure, or none that means anything.
-DASH = "—"
+__all__ = ["DASH", "figure", "number", "percent", "seconds", "spelled", "whole"]
+
 #: Weights that are named before the rest is only counted.
 NAMED = 3
-#: Figures that are better when larger: a lone bound of theirs is the least they may be.
-LARGER_IS_BETTER = frozenset({"cosine", "top1_agreement", "top1_agreement_clear", "top5_overlap"})
-
 NO_RUNG = RungRecord(name="")
 
 
@@ -31,151 +37,48 @@ def shown(text: object) -> str:
     Line breaks and tabs become spaces. Everything else that a terminal or browser acts on instead of drawing it
     (escape sequences, bidirectional marks, zero-width and unassigned characters, lone surrogates) becomes ``\\x1b``.
     """
-    line = re.sub(r"\s*[\r\n\t\v\f\x85\u2028\u2029]\s*", " ", str(text)).strip(" ")
+    return escaped(re.sub(r"\s*[\r\n\t\v\f\x85\u2028\u2029]\s*", " ", str(text)).strip(" "))
+
+
+def escaped(line: str) -> str:
+    """A line without any character that is acted on instead of drawn; spaces stay as they are."""
     # Categories C* (control, format, surrogate, unassigned) and Z* (separators other than the plain space).
-    return "".join(c if c == " " or unicodedata.category(c)[0] not in "CZ" else _escaped(c) for c in line)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
-def number(value: object) -> float | None:
-    """``value`` if it is a finite number; a record read back has null for those that were not."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def figure(value: object) -> str:
-    """Three significant digits; very small and very large ones as ``4.2e-12``."""
-    found = number(value)
-    if found is None:
-        return DASH
-    size = abs(found)
-    if size == 0:
-        return "0"
-    if 1e-3 <= size < 999.5:
-        return f"{found:#.3g}".rstrip(".")
-    if 1 <= size < 99_999.5:
-        return f"{found:.0f}"
-    mantissa, exponent = f"{found:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def percent(value: object) -> str:
-    """One decimal. 100% means all of them, and 0% none: rounding never says so of a share that is only near."""
-    found = number(value)
-    if found is None or not math.isfinite(found * 100):
-        return DASH
-    if found in (0, 1):
-        return f"{found:.0%}"
-    return f"{min(max(found, 0.001), 0.999):.1%}" if 0 < found < 1 else f"{found:.1%}"
-
-
-def multiple(value: object, decimals: int = 2) -> str:
-    """So many decimals while it is near one."""
-    found = number(value)
-    return figure(found) if found is None or not 0.1 <= found < 10 else f"{found:.{decimals}f}"
-
-
-def ratio(value: object) -> str:
-    """Four decimals while it is near one: perplexities differ little."""
-    return multiple(value, 4)
-
-
-def seconds(value: object) -> str:
-    """As many decimals as matter to a person who waits."""
-    found = number(value)
-    return DASH if found is None else f"{found:.{2 if found < 1 else 1 if found < 100 else 0}f}"
-
-
-def whole(value: object) -> str:
-    """No decimals."""
-    found = number(value)
-    return DASH if found is None else f"{found:.0f}"
+    return "".join(
+        c if c == " " or unicodedata.category(c)[0] not in "CZ" else c.encode("unicode_escape").decode("ascii")
+        for c in line
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of figures. ``title`` may have two lines; ``metrics`` are the ones whose limits colour it."""
+class Row:
+    """One line of a report: a rung, or what its encoder made, under every question that is asked of it.
 
-    title: str
-    meaning: str
-    show: Callable[[Edge, RungRecord], str]
-    metrics: Sequence[str] = ()
+    ``sound`` answers port, rounding or fidelity: does it compute what it should? ``quality`` answers what that costs.
+    """
 
-    def broken(self, edge: Edge) -> bool:
-        """Whether a figure here is outside its limit."""
-        present = [name for name in self.metrics if number(edge.metrics.get(name)) is not None]
-        return any(name in edge.limits and not within(edge, name) for name in present)
+    rung: RungRecord
+    sound: Edge | None = None
+    quality: Edge | None = None
 
+    @property
+    def edges(self) -> list[Edge]:
+        """Those that there are: one at the least."""
+        return [edge for edge in (self.sound, self.quality) if edge]
 
-def judged_by_floor(edge: Edge) -> bool:
-    """Whether the noise floor says anything about this rung: not where it was made to lose precision."""
-    return "floor_ratio" in edge.limits or edge.candidate in UNQUANTIZED
-
-
-def _floor_ratio(edge: Edge, _: RungRecord) -> str:
-    """Prefill / decode."""
-    if not judged_by_floor(edge):
-        return DASH
-    phases = [edge.metrics.get(phase) for phase in ("prefill", "decode")]
-    both = [multiple(phase.get("floor_ratio")) for phase in phases if isinstance(phase, Mapping)]
-    if len(both) < len(phases) or DASH in both:
-        return multiple(edge.metrics.get("floor_ratio"))
-    return " / ".join(both)
-
-
-def _worst_position(edge: Edge, _: RungRecord) -> str:
-    return multiple(edge.metrics.get("worst_position_ratio")) if judged_by_floor(edge) else DASH
-
-
-def _metric(title: str, name: str, form: Callable[[object], str], meaning: str) -> Column:
-    return Column(title=title, meaning=meaning, show=lambda edge, _: form(edge.metrics.get(name)), metrics=(name,))
-
-
-FLOOR = Column(
-    title="floor ratio\nprefill/decode",
-    meaning="distance to the reference in units of the original's own float32 rounding; float rungs only",
-    show=_floor_ratio,
-    metrics=("floor_ratio",),
-)
-WORST = Column(
-    title="worst\nposition",
-    meaning="the same at the single worst position, in units of the original's own worst; float rungs only",
-    show=_worst_position,
-    metrics=("worst_position_ratio",),
-)
-REL_L2 = _metric("rel\nL2", "rel_l2", figure, "‖candidate - reference‖ / ‖reference‖ over all positions")
-KL_MEAN = _metric("KL\nmean", "kl_mean", figure, "KL(reference ‖ candidate) per position in nats, mean")
-KL_P99 = _metric("KL\np99", "kl_p99", figure, "the same at the 99th percentile of positions")
-TOP1 = _metric("top-1\nall", "top1_agreement", percent, "positions with the same most likely token")
-TOP1_CLEAR = _metric(
-    "top-1\nclear", "top1_agreement_clear", percent, "the same where the reference's best two are not nearly tied"
-)
-TOP5 = _metric("top-5", "top5_overlap", percent, "how many of the five most likely tokens are the same")
-PERPLEXITY = _metric("ppl\nratio", "perplexity_ratio", ratio, "perplexity of the continuations over the reference's")
-SECONDS = Column(title="run\ns", meaning="seconds to run the rung", show=lambda _, rung: seconds(rung.seconds))
-PEAK = Column(title="peak\nMB", meaning="memory of its process at most", show=lambda _, rung: whole(rung.peak_rss_mb))
-
-#: As they stand side by side.
-COLUMNS = (FLOOR, WORST, REL_L2, KL_MEAN, KL_P99, TOP1, TOP1_CLEAR, TOP5, PERPLEXITY, SECONDS, PEAK)
-#: How figures are shown that are no plain number.
-SHOWN_AS = {
-    **dict.fromkeys(("top1_agreement", "top1_agreement_clear", "top5_overlap"), percent),
-    **dict.fromkeys(("floor_ratio", "worst_position_ratio"), multiple),
-    "perplexity_ratio": ratio,
-}
-#: What figures are called in one line.
-TITLES = {name: column.title.split("\nprefill")[0].replace("\n", " ") for column in COLUMNS for name in column.metrics}
-#: As they are given room in a narrow terminal.
-BY_IMPORTANCE = (FLOOR, KL_MEAN, TOP1_CLEAR, REL_L2, PERPLEXITY, KL_P99, SECONDS, WORST, TOP5, PEAK, TOP1)
+    @property
+    def name(self) -> str:
+        """The rung, and the output where that is not the logits."""
+        return edge_name(self.edges[0])
 
 
 def edge_name(edge: Edge) -> str:
-    """What an edge is called: its rung, and the output that was compared where that is not the logits."""
+    """What an edge is called where its question is clear: its rung, and the output where that is not the logits."""
     return shown(edge.candidate if edge.output == "logits" else f"{edge.candidate} {edge.output}")
+
+
+def full_name(edge: Edge) -> str:
+    """What an edge is called among all: with its question where its rung is asked more than one."""
+    return edge_name(edge) if edge.candidate in UNQUANTIZED else f"{edge_name(edge)} {shown(edge.question)}"
 
 
 def ladder(report: Report) -> list[tuple[Edge, RungRecord]]:
@@ -186,260 +89,195 @@ def ladder(report: Report) -> list[tuple[Edge, RungRecord]]:
     return [(edge, rungs.get(edge.candidate, NO_RUNG)) for edge in edges]
 
 
+def ladder_rows(report: Report) -> list[Row]:
+    """A row for every rung and output, from the top of the ladder down."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for edge, rung in ladder(report):
+        costs = edge.question == "quality"
+        rows = found.setdefault((edge.candidate, edge.output), [])
+        # An edge that is there twice has a line of its own, as wrong as that is.
+        if not rows or (rows[-1].quality if costs else rows[-1].sound):
+            rows.append(Row(rung=rung))
+        rows[-1] = replace(rows[-1], quality=edge) if costs else replace(rows[-1], sound=edge)
+    return [row for rows in found.values() for row in rows]
+
+
+def judged(edge: Edge, metric: str) -> list[float | None]:
+    """What is held against a limit: the figure, and what it is at worst where the prompts are a sample."""
+    bounds = edge.metrics.get("bound")
+    found = bounds.get(metric) if isinstance(bounds, Mapping) else None
+    ends = found if isinstance(found, (list, tuple)) else [] if found is None else [found]
+    return [number(value) for value in (edge.metrics.get(metric), *ends)]
+
+
 def within(edge: Edge, metric: str) -> bool:
     """Whether a figure keeps its limit, as far as the record tells; one that is missing does not."""
-    value, bound = number(edge.metrics.get(metric)), edge.limits.get(metric)
-    if value is None:
-        return False
+    return holds(metric, judged(edge, metric), edge.limits.get(metric))
+
+
+def holds(metric: str, values: Sequence[float | None], bound: object) -> bool:
+    """Whether all values are inside a limit."""
+    least: float | None
+    most: float | None
     if isinstance(bound, (list, tuple)):
         least, most = (number(end) for end in bound) if len(bound) == 2 else (None, None)
-        return least is not None and most is not None and least <= value <= most
+        return least is not None and most is not None and all(v is not None and least <= v <= most for v in values)
     only = number(bound)
-    return only is not None and (value >= only if metric in LARGER_IS_BETTER else value <= only)
-
-
-def bound_text(metric: str, bound: object) -> str:
-    """A limit as it is read, never rounded: ``≤ 8``, ``≥ 0.9``, ``0.955 to 1.045``."""
-    ends = [number(end) for end in (bound if isinstance(bound, (list, tuple)) else [bound])]
-    exact = " to ".join(DASH if end is None else f"{end:.9g}" for end in ends)
-    return exact if len(ends) > 1 else f"{'≥' if metric in LARGER_IS_BETTER else '≤'} {exact}"
+    if only is None:
+        return False
+    return all(v is not None and (v >= only if metric in LARGER_IS_BETTER else v <= only) for v in values)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownLimit:
-    """A limit, the rungs that were held to it, and why it is what it is."""
+class Column:
+    """A column of a table of rows. ``title`` may have two lines; ``broken`` tells whether a figure breaks its limit."""
 
-    metric: str
-    bound: str
-    rungs: tuple[str, ...]
-    reason: str
-
-
-def limits_shown(reports: Sequence[Report]) -> list[ShownLimit]:
-    """The limits that rungs were judged by, each once. Reasons are today's: given only where the limit still is."""
-    held: dict[tuple[str, str, str], dict[str, None]] = {}
-    for edge in (edge for report in reports for edge, _ in ladder(report)):
-        table = {limit.metric: limit for limit in _table_of_limits(edge)}
-        for metric, bound in edge.limits.items():
-            today = table.get(metric)
-            if today is None:
-                reason = "This limit is not in today's table."
-            elif today.bound == bound:
-                reason = today.reason
-            else:
-                reason = f"The limit has changed since; it is now {bound_text(metric, today.bound)}."
-            rungs = held.setdefault((shown(metric), bound_text(metric, bound), shown(reason)), {})
-            rungs[edge_name(edge)] = None
-    return [
-        ShownLimit(metric=metric, bound=bound, rungs=tuple(rungs), reason=reason)
-        for (metric, bound, reason), rungs in held.items()
-    ]
-
-
-def _table_of_limits(edge: Edge) -> tuple[Limit, ...]:
-    """Today's limits of a rung. The record does not say by which precision an unlisted recipe was judged."""
-    for bits, stored in product((None, 16, 8, 4), (True, False)):
-        table = limits_for(edge.candidate, bits, edge.output, stored=stored)
-        table = following(table, edge.own_loss, edge.candidate, bits, edge.output) if edge.own_loss else table
-        if {limit.metric: limit.bound for limit in table} == edge.limits:
-            return table
-    return limits_for(edge.candidate, output=edge.output)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cause:
-    """Why rungs did not pass. Rungs that stopped for one reason are named together; no rungs means the whole run."""
-
-    verdict: Verdict
-    rungs: tuple[str, ...]
-    text: str
-
-
-def causes(report: Report) -> list[Cause]:
-    """One for the run, if it ended early, then one for every different reason down the ladder."""
-    grouped: dict[tuple[Verdict, str], list[str]] = {}
-    if report.cause:
-        grouped[(Verdict.ERROR, shown(report.cause))] = []
-    elif not report.edges:
-        grouped[(Verdict.ERROR, "nothing was compared")] = []
-    for edge, _ in ladder(report):
-        if edge.verdict is not Verdict.PASS:
-            text = shown(edge.cause) if edge.cause else "no cause was recorded"
-            if edge.first_divergent_stage:
-                text += f"; first diverging stage: {shown(edge.first_divergent_stage)}"
-            grouped.setdefault((edge.verdict, text), []).append(edge_name(edge))
-    return [Cause(verdict=verdict, rungs=tuple(rungs), text=text) for (verdict, text), rungs in grouped.items()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exceptions:
-    """The weights of a quantized file that did not get what its recipe asked for."""
-
-    rung: str
-    weights: tuple[tuple[str, str, str], ...]
-    total: int | None
+    title: str
+    meaning: str
+    show: Callable[[Row], str]
+    broken: Callable[[Row], bool] = lambda _: False
 
     @property
-    def count(self) -> str:
-        """How many of how many."""
-        of = f" of {self.total}" if self.total else ""
-        return f"{len(self.weights)}{of} {'weight' if (self.total or len(self.weights)) == 1 else 'weights'}"
-
-    @property
-    def precisions(self) -> str:
-        """What they are instead of what: ``float32 instead of int4 block 128``."""
-        pairs = dict.fromkeys((stored, asked) for _, asked, stored in self.weights)
-        return ", ".join(f"{stored} instead of {asked}" for stored, asked in pairs)
+    def name(self) -> str:
+        """The title in one line."""
+        return self.title.replace("\n", " ")
 
 
-def exceptions(report: Report) -> list[Exceptions]:
-    """By rung. Texts are already ``shown``."""
-    found = []
-    for rung in report.rungs:
-        listed = rung.artifact.get("exceptions")
-        weights = tuple(
-            (shown(item.get("weight", DASH)), shown(item.get("asked", DASH)), shown(item.get("precision", DASH)))
-            for item in (listed if isinstance(listed, (list, tuple)) else ())
-            if isinstance(item, Mapping)
-        )
-        counts = rung.artifact.get("weights")
-        total = sum(int(number(n) or 0) for n in counts.values()) if isinstance(counts, Mapping) else None
-        if weights:
-            found.append(Exceptions(rung=shown(rung.name), weights=weights, total=total))
-    return found
+def _breaks(edge: Edge | None, metric: str) -> bool:
+    """Whether there is a figure, a limit on it, and it is not kept."""
+    if edge is None or metric not in edge.limits or number(edge.metrics.get(metric)) is None:
+        return False
+    return not within(edge, metric)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Generated:
-    """Rungs whose free-running generation went alike."""
-
-    rungs: tuple[str, ...]
-    text: str
-    defect: bool
-
-
-def generated(report: Report) -> list[Generated]:
-    """At how many steps rungs chose the reference's token, and what the other choices were; equal ones together."""
-    grouped: dict[tuple[str, bool], list[str]] = {}
-    for entry in report.generation:
-        text = f"{whole(entry.get('matches'))}/{whole(entry.get('of'))} tokens"
-        for count, noun in ((entry.get("ties"), "tie"), (entry.get("defects"), "defect")):
-            text += f", {counted(count, noun)}" if number(count) else ""
-        difference = entry.get("first_difference")
-        defect = isinstance(difference, Mapping) and difference.get("kind") != "tie"
-        if isinstance(difference, Mapping) and defect:
-            where = f" of {shown(difference['prompt'])}" if "prompt" in difference else ""
-            text += f", the first at token {shown(difference.get('at', DASH))}{where}"
-        grouped.setdefault((text, defect), []).append(shown(entry.get("rung", DASH)))
-    return [Generated(rungs=tuple(rungs), text=text, defect=defect) for (text, defect), rungs in grouped.items()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Certainty:
-    """What the prompts, as a sample, say about a quantized rung: a sentence for each figure, the leading one first."""
-
-    rung: str
-    sentences: tuple[str, ...]
-
-
-def certainty(report: Report) -> list[Certainty]:
-    """The 95 % interval of every sampled figure, and the smallest change that these prompts would have shown."""
-    found = []
-    for edge, _ in ladder(report):
-        intervals, noticed = edge.metrics.get("interval"), edge.metrics.get("detectable")
-        if isinstance(intervals, Mapping) and isinstance(noticed, Mapping) and intervals:
-            sentences = tuple(_certainty(edge, name, ends, noticed.get(name)) for name, ends in intervals.items())
-            found.append(Certainty(rung=edge_name(edge), sentences=sentences))
-    return found
-
-
-def _certainty(edge: Edge, metric: str, interval: object, noticed: object) -> str:
-    """``KL mean 0.00150 (0.00112 to 0.00188), would have noticed 5.2e-4``."""
-    form = SHOWN_AS.get(metric, figure)
-    ends = interval if isinstance(interval, (list, tuple)) else ()
-    between = " to ".join(form(end) for end in ends) or DASH
-    # Changes of agreement and of perplexity are shares.
-    change = percent(noticed) if metric in SHOWN_AS else figure(noticed)
-    name = TITLES.get(metric, shown(metric))
-    return f"{name} {form(edge.metrics.get(metric))} ({between}), would have noticed {change}"
-
-
-def remarks(report: Report) -> list[tuple[str, str]]:
-    """What one must know of how a run came about, each under a word: memory, the original, frequencies, and so on."""
-    notes = dict.fromkeys(shown(rung.artifact["note"]) for rung in report.rungs if rung.artifact.get("note"))
-    regimes = _rope_regimes(report)
-    encoders = dict.fromkeys(
-        shown(rung.artifact["encoder_recipe"]) for rung in report.rungs if rung.artifact.get("encoder_recipe")
+def _of_sound(title: str, metric: str, meaning: str) -> Column:
+    """A figure of whether a rung is sound; blank where nothing asks that."""
+    return Column(
+        title=title,
+        meaning=meaning,
+        show=lambda row: spelled(metric, row.sound.metrics.get(metric)) if row.sound else "",
+        broken=lambda row: _breaks(row.sound, metric),
     )
-    reason = report.streamed.get("reason") if report.streamed else None
-    return [
-        *([("weights", made)] if (made := _dequantized(report)) else []),
-        *([("streamed", f"stage by stage, {shown(reason)}")] if reason else []),
-        *(("original", note) for note in notes),
-        *([("frequencies", regimes)] if regimes else []),
-        *([("not applied", left_out)] if (left_out := _left_out(report)) else []),
-        *(("encoder", f"what only the encoder reads is quantized by {name}") for name in encoders),
-        *(("own loss", _own_loss(edge)) for edge in report.edges if edge.own_loss),
-        *([("kept", kept)] if (kept := _kept(report)) else []),
-    ]
 
 
-def _dequantized(report: Report) -> str:
-    """What the weights were made from, where that is a quantized file."""
-    weights = report.weights
-    if not weights.get("dequantized_from"):
-        return ""
-    types = weights.get("quantization")
-    counts = ", ".join(f"{whole(n)} {shown(kind)}" for kind, n in types.items()) if isinstance(types, Mapping) else ""
-    package = (
-        f", from the package {shown(weights['package'])} {shown(weights.get('version', ''))}"
-        if weights.get("package")
-        else ""
+def _of_quality(title: str, metric: str, meaning: str, encoder: str = "") -> Column:
+    """A figure of what a rung costs, another one for what encoders make; blank where nothing asks that."""
+
+    def name(row: Row) -> str:
+        return metric if row.quality and row.quality.output == "logits" else encoder
+
+    return Column(
+        title=title,
+        meaning=meaning,
+        show=lambda row: spelled(name(row), row.quality.metrics.get(name(row))) if row.quality and name(row) else "",
+        broken=lambda row: _breaks(row.quality, name(row)),
     )
-    file = f"{shown(weights['dequantized_from'])} {short_hash(weights.get('dequantized_from_sha256'))}".rstrip()
-    return f"dequantized to float32 from {file} ({counts}){package}"
 
 
-def _kept(report: Report) -> str:
-    """What is of an earlier run. Of rungs that run files it is the file alone."""
-    kept = [rung for rung in report.rungs if rung.artifact.get("cached")]
-    recorded = ", ".join(shown(rung.name) for rung in kept if "sha256" not in rung.artifact)
-    made = ", ".join(shown(rung.name) for rung in kept if "sha256" in rung.artifact)
-    said = [f"recorded in an earlier run: {recorded}"] if recorded else []
-    said += [f"files made in an earlier run, and run again: {made}"] if made else []
-    return "; ".join([*said, "--no-cache makes all anew"]) if said else ""
-
-
-def _own_loss(edge: Edge) -> str:
-    """What a recipe loses by itself, where limits follow from that."""
-    figures = [
-        f"{TITLES[name]} {SHOWN_AS.get(name, figure)(edge.own_loss[name])}" for name in edge.own_loss if name in TITLES
-    ]
-    return f"{edge_name(edge)} is held to what its recipe loses in PyTorch: {', '.join(figures)}"
-
-
-def _left_out(report: Report) -> str:
-    """The situations that do not apply, to the model or to a rung, and why."""
-    reasons = report.prompt_set.get("left_out")
-    found = [f"{shown(name)}: {shown(why)}" for name, why in reasons.items()] if isinstance(reasons, Mapping) else []
-    elsewhere: dict[tuple[str, str], dict[str, None]] = {}
-    for edge, _ in ladder(report):
-        situations = edge.situations if isinstance(edge.situations, Mapping) else {}
-        for name, figures in situations.items():
-            if isinstance(figures, Mapping) and figures.get("verdict") is None and "positions" not in figures:
-                elsewhere.setdefault((shown(name), shown(figures.get("cause", DASH))), {})[shown(edge.candidate)] = None
-    found += [f"{name} on {', '.join(rungs)}: {why}" for (name, why), rungs in elsewhere.items()]
-    return "; ".join(found)
-
-
-def _rope_regimes(report: Report) -> str:
-    """Which frequencies the exported files have, where that depends on the cache length; else nothing."""
-    found = next((rung.artifact["rope_regimes"] for rung in report.rungs if "rope_regimes" in rung.artifact), None)
-    if not isinstance(found, list):
+def _at_most(row: Row) -> str:
+    if not row.quality or row.quality.output != "logits":
         return ""
-    facts = [item for item in found if isinstance(item, Mapping)]
-    parts = [f"{shown(item.get('rope_regime'))} factors for {shown(item.get('cache_length'))} slots" for item in facts]
-    return f"{', '.join(parts)}; the boundary is {shown(facts[0].get('rope_boundary'))} positions" if facts else ""
+    bounds = row.quality.metrics.get("bound")
+    return figure(bounds.get("kl_typical")) if isinstance(bounds, Mapping) else DASH
+
+
+def _allowed(row: Row) -> str:
+    if not row.quality:
+        return ""
+    metric = "kl_typical" if row.quality.output == "logits" else "rel_l2"
+    return limit_spelled(metric, row.quality.limits[metric]) if metric in row.quality.limits else DASH
+
+
+def _phases(row: Row) -> str:
+    """The typical position of prefill and of decode."""
+    phases = [row.sound.metrics.get(phase) for phase in ("prefill", "decode")] if row.sound else []
+    both = [figure(phase.get("floor_ratio")) for phase in phases if isinstance(phase, Mapping)]
+    return " / ".join(both) if len(both) == 2 and DASH not in both else "" if not row.sound else DASH
+
+
+def _cost(title: str, metric: str, meaning: str) -> Column:
+    """A figure against the reference of the ladder: of the edge about quality where there is one."""
+
+    def edge(row: Row) -> Edge:
+        return row.quality or row.edges[0]
+
+    return Column(
+        title=title,
+        meaning=meaning,
+        show=lambda row: spelled(metric, edge(row).metrics.get(metric)),
+        broken=lambda row: _breaks(edge(row), metric),
+    )
+
+
+TYPICAL = _of_sound("floor\ntypical", "floor_ratio", "distance in units of the noise floor at the typical position")
+WORST = _of_sound("floor\nworst", "worst_position_ratio", "the same at the single worst position")
+PHASES = Column(
+    title="floor\nprefill/decode", meaning="the typical position of the prompts and of what follows", show=_phases
+)
+REL_L2 = _of_sound("rel\nL2", "rel_l2", "‖candidate - reference‖ / ‖reference‖ over all positions")
+KL_TYPICAL = _of_quality(
+    "KL\ntypical", "kl_typical", "nats per position of the median prompt; of an encoder's rows the rel L2", "rel_l2"
+)
+AT_MOST = Column(
+    title="KL\nat most",
+    meaning="what the typical prompt of others like these loses at most",
+    show=_at_most,
+    broken=lambda row: _breaks(row.quality, "kl_typical"),
+)
+ALLOWED = Column(title="KL\nbudget", meaning="what the budget allows it to be", show=_allowed)
+FLIPS = _of_quality("flips\n", "flips", "positions with another best token where the reference is not undecided")
+KL_MEAN = _cost("KL\nmean", "kl_mean", "KL(reference ‖ candidate) per position in nats, over all prompts")
+KL_P99 = _cost("KL\np99", "kl_p99", "the same at the 99th percentile of positions")
+TOP1 = _cost("top-1\nall", "top1_agreement", "positions with the same most likely token")
+TOP1_CLEAR = _cost(
+    "top-1\nclear", "top1_agreement_clear", "the same where the reference's best two are not nearly tied"
+)
+TOP5 = _cost("top-5\n", "top5_overlap", "how many of the five most likely tokens are the same")
+PERPLEXITY = _cost("ppl\nratio", "perplexity_ratio", "perplexity of the continuations over the reference's")
+SECONDS = Column(title="run\ns", meaning="seconds to run the rung", show=lambda row: seconds(row.rung.seconds))
+PEAK = Column(title="peak\nMB", meaning="memory of its process at most", show=lambda row: whole(row.rung.peak_rss_mb))
+
+#: What says whether a rung is sound, what it costs, and what the run took. As they stand side by side.
+SOUND = (TYPICAL, WORST, REL_L2)
+QUALITY = (KL_TYPICAL, AT_MOST, ALLOWED, FLIPS)
+RUN = (SECONDS, PEAK)
+#: What there is room for elsewhere.
+MORE = (PHASES, KL_MEAN, KL_P99, TOP1, TOP1_CLEAR, TOP5, PERPLEXITY)
+#: As they are given room in a narrow terminal.
+BY_IMPORTANCE = (
+    TYPICAL, KL_TYPICAL, WORST, AT_MOST, REL_L2, FLIPS, ALLOWED, SECONDS, PHASES, KL_MEAN, PERPLEXITY, TOP1_CLEAR, PEAK
+)  # fmt: skip
+#: What the two verdicts of a row say.
+VERDICTS = {
+    "sound": "port, rounding or fidelity: whether the rung computes what it should",
+    "quality": "whether the model can afford what the recipe costs",
+}
+#: What figures are called in one line.
+TITLES = {
+    "floor_ratio": "floor ratio",
+    "worst_position_ratio": "worst position",
+    "rel_l2": "rel L2",
+    "rel_l2_typical": "rel L2 of the typical prompt",
+    "kl_typical": "KL typical",
+    "kl_mean": "KL mean",
+    "kl_p99": "KL p99",
+    "kl_max": "KL max",
+    "flips": "flips",
+    "top1_agreement": "top-1 all",
+    "top1_agreement_clear": "top-1 clear",
+    "top5_overlap": "top-5",
+    "perplexity_ratio": "ppl ratio",
+}
+
+
+def title(metric: str) -> str:
+    """What a figure is called."""
+    return TITLES.get(metric, shown(metric))
+
+
+def has_quality(rows: Sequence[Row]) -> bool:
+    """Whether any row says what a recipe costs."""
+    return any(row.quality for row in rows)
 
 
 def short_hash(value: object) -> str:
@@ -489,39 +327,72 @@ class Summary:
     verdict: Verdict
     passed: str
     floor_ratio: str
-    kl_mean: str
-    top1_clear: str
+    worst: str
+    kl_typical: str
+    flips: str
     seconds: str
 
     @classmethod
     def of(cls, report: Report) -> Summary:
-        """The largest floor ratio of the float rungs; the largest KL and least agreement of the others."""
-        floats = [edge for edge in report.edges if judged_by_floor(edge)]
-        others = [edge for edge in report.edges if edge not in floats]
+        """The largest of each figure: in units of the floor of rungs that should be sound, in nats of recipes."""
         passed = sum(edge.verdict is Verdict.PASS for edge in report.edges)
+        sound = [edge for edge in report.edges if edge.question != "quality"]
+        costs = [edge for edge in report.edges if edge.question == "quality"]
         return cls(
             model=shown(report.model),
             weights=weights_text(report),
             verdict=report.verdict,
             passed=f"{passed} of {len(report.edges)}",
-            floor_ratio=figure(max(_known(floats, "floor_ratio"), default=None)),
-            kl_mean=figure(max(_known(others, "kl_mean"), default=None)),
-            top1_clear=percent(min(_known(others, "top1_agreement_clear"), default=None)),
+            floor_ratio=_largest(sound, "floor_ratio"),
+            worst=_largest(sound, "worst_position_ratio"),
+            kl_typical=_largest(costs, "kl_typical"),
+            flips=_largest(costs, "flips"),
             seconds=seconds(report.seconds),
         )
 
 
-def _known(edges: Sequence[Edge], metric: str) -> Iterator[float]:
-    for edge in edges:
-        value = number(edge.metrics.get(metric))
-        if value is not None:
-            yield value
+#: The figures of a summary, by the names of its fields.
+SUMMARY = {
+    "passed": "edges\npassed",
+    "floor_ratio": "worst\nfloor ratio",
+    "worst": "worst\nposition",
+    "kl_typical": "worst\nKL typical",
+    "flips": "worst\nflips",
+    "seconds": "run\ns",
+}
+
+
+def _largest(edges: Sequence[Edge], metric: str) -> str:
+    known = (value for edge in edges if (value := number(edge.metrics.get(metric))) is not None)
+    return spelled(metric, max(known, default=None))
 
 
 def environment_lines(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values, those of nested objects in their place."""
+    """Names and values, those of nested objects in their place; what is not known is left out."""
     lines = []
     for name, value in environment.items():
         nested = value.items() if isinstance(value, Mapping) else [(name, value)]
-        lines += [(shown(key), shown(item)) for key, item in nested]
+        lines += [(shown(key), shown(item)) for key, item in nested if item is not None]
     return lines
+
+
+#: Packages that a report names beside its date: they decide most.
+DECISIVE = ("parity", "torch", "transformers", "ai-edge-litert", "ai-edge-quantizer")
+
+
+def made(report: Report) -> list[str]:
+    """When a report was made, by which command, at which revision, with which versions; what is known of that."""
+    packages = report.environment.get("packages")
+    versions = packages if isinstance(packages, Mapping) else {}
+    named = [f"{name} {shown(versions[name])}" for name in DECISIVE if name in versions]
+    if report.environment.get("revision"):
+        named.insert(1 if "parity" in versions else 0, f"revision {_revision(report.environment['revision'])}")
+    if report.environment.get("python"):
+        named.append(f"Python {shown(report.environment['python'])}")
+    when = re.sub(r"(\d)T(\d\d:\d\d)\S*", r"\1 \2", shown(report.date)) if report.date else ""
+    return [*filter(None, (when, shown(report.command or ""))), *named]
+
+
+def _revision(value: object) -> str:
+    text = shown(value)
+    return f"{text[:8]}+" if text.endswith("+") else text[:8]

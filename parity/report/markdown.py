@@ -7,27 +7,30 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from parity.compare.verdict import Verdict
 from parity.report.figures import (
-    COLUMNS,
-    DASH,
+    MORE,
     NAMED,
+    QUALITY,
+    RUN,
+    SOUND,
+    SUMMARY,
+    VERDICTS,
+    Column,
+    Row,
     Summary,
-    causes,
-    certainty,
-    edge_name,
     environment_lines,
-    exceptions,
-    generated,
-    ladder,
-    limits_shown,
+    has_quality,
+    ladder_rows,
+    made,
     prompts_text,
-    remarks,
-    seconds,
     shown,
     tally,
     weights_text,
 )
+from parity.report.notes import causes, costs, exceptions, generated, limits_shown, remarks
+from parity.report.prompts import PROMPT_COLUMNS, prompts_of
 from parity.report.record import Report, overall
 from parity.report.situations import SituationTable
+from parity.spelling import DASH, seconds
 
 MARKS = {Verdict.PASS: "✅ PASS", Verdict.FAIL: "❌ FAIL", Verdict.ERROR: "⚠️ ERROR"}
 
@@ -59,23 +62,26 @@ def _names(names: Iterable[object]) -> str:
     return ", ".join(code(name) for name in names)
 
 
-def to_markdown(reports: Sequence[Report]) -> str:
-    """The verdict, the figures, why it is not PASS, and what one needs to know to trust or repeat it."""
-    blocks = [block for part in _document(reports) for block in (part, "")]
+def to_markdown(reports: Sequence[Report], *, prompts: bool = False) -> str:
+    """The verdict, the figures, why it is not PASS, and what one needs to know to trust or repeat it.
+
+    ``prompts`` adds the figures of every prompt.
+    """
+    blocks = [block for part in _document(reports, prompts=prompts) for block in (part, "")]
     return "\n".join(blocks[:-1]) + "\n"
 
 
-def _document(reports: Sequence[Report]) -> Iterator[str]:
+def _document(reports: Sequence[Report], *, prompts: bool) -> Iterator[str]:
     if len(reports) == 1:
         yield f"## {MARKS[reports[0].verdict]} {code(reports[0].model)}"
-        yield from _model(reports[0])
+        yield from _model(reports[0], prompts=prompts)
     else:
         yield f"## {MARKS[overall(reports)]} {tally(reports)}, {seconds(sum(report.seconds for report in reports))} s"
         if reports:
             yield _summary(reports)
         for report in reports:
             yield f"### {MARKS[report.verdict]} {code(report.model)}"
-            yield from _model(report)
+            yield from _model(report, prompts=prompts)
     limits = limits_shown(reports)
     if limits:
         listed = (f"- {code(at.metric)} {at.bound} for {_names(at.rungs)}. {prose(at.reason)}" for at in limits)
@@ -83,19 +89,25 @@ def _document(reports: Sequence[Report]) -> Iterator[str]:
     yield from _environments(reports)
 
 
-def _model(report: Report) -> Iterator[str]:
+def _model(report: Report, *, prompts: bool) -> Iterator[str]:
     yield (
         f"Family {code(report.family)}, weights {code(weights_text(report))}, prompts {prose(prompts_text(report))}; "
         f"{seconds(report.seconds)} s."
     )
+    if about := made(report):
+        yield f"Made: {_names(about)}."
     if report.edges:
-        yield _edges(report)
+        rows = ladder_rows(report)
+        yield _ladder(rows)
+        yield _details("More figures", _more(rows))
     situations = SituationTable.of(report)
     if situations.rows:
         yield _situations(situations)
-    notes = [*_causes(report), *_remarks(report), *_exceptions(report), *_certainty(report), *_generated(report)]
+    notes = [*_causes(report), *_remarks(report), *_exceptions(report), *_costs(report), *_generated(report)]
     if notes:
         yield "\n".join(notes)
+    if prompts and (listed := _prompts(report)):
+        yield _details("Prompt by prompt", listed)
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
@@ -104,14 +116,50 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> s
     return "\n".join(f"| {' | '.join(row)} |" for row in (titles, rule, *rows))
 
 
-def _edges(report: Report) -> str:
-    rows = []
-    for edge, rung in ladder(report):
-        figures = [(column.show(edge, rung), column.broken(edge)) for column in COLUMNS]
-        cells = (f"**{text}**" if broken else text for text, broken in figures)
-        rows.append([code(edge_name(edge)), MARKS[edge.verdict], *cells])
-    titles = [column.title.replace("\n", " ") for column in COLUMNS]
-    return _table(["rung", "verdict", *titles], rows, left=2)
+def _ladder(rows: Sequence[Row]) -> str:
+    """Is each rung sound, and by how much; can the model afford it, and by how much."""
+    both = has_quality(rows)
+    right = [*QUALITY, *RUN] if both else RUN
+
+    def line(row: Row) -> Iterator[str]:
+        yield code(row.name)
+        yield MARKS[row.sound.verdict] if row.sound else ""
+        yield from (_cell(column, row) for column in SOUND)
+        if both:
+            yield MARKS[row.quality.verdict] if row.quality else ""
+        yield from (_cell(column, row) for column in right)
+
+    words = ["rung", "sound" if both else "verdict"]
+    titles = [*words, *(column.name for column in SOUND), *(["quality"] * both), *(column.name for column in right)]
+    return _table(titles, map(list, map(line, rows)), left=2)
+
+
+def _more(rows: Sequence[Row]) -> str:
+    """What there is no room for beside the verdicts, and what all of it means."""
+    table = _table(
+        ["rung", *(column.name.strip() for column in MORE)],
+        ([code(row.name), *(_cell(column, row) for column in MORE)] for row in rows),
+        left=1,
+    )
+    meanings = [f"- **{name}**: {prose(meaning)}" for name, meaning in VERDICTS.items()]
+    meanings += [f"- **{column.name.strip()}**: {prose(column.meaning)}" for column in (*SOUND, *QUALITY, *MORE, *RUN)]
+    return "\n".join([table, "", *meanings])
+
+
+def _cell(column: Column, row: Row) -> str:
+    text = column.show(row)
+    return f"**{text}**" if column.broken(row) else text
+
+
+def _prompts(report: Report) -> str:
+    """A line for every rung under every prompt."""
+    lines = [
+        [code(prompt.name), prompt.times, code(line.name), *line.cells]
+        for prompt in prompts_of(report)
+        for line in prompt.lines
+    ]
+    titles = ["prompt", "amplifies", "rung", *(name for name, _ in PROMPT_COLUMNS)]
+    return _table(titles, lines, left=1) if lines else ""
 
 
 def _situations(situations: SituationTable) -> str:
@@ -124,11 +172,10 @@ def _situations(situations: SituationTable) -> str:
 
 
 def _summary(reports: Sequence[Report]) -> str:
-    titles = ["model", "verdict", "weights", "edges passed"]
-    titles += ["worst floor ratio", "worst KL mean", "worst top-1 clear", "run s"]
+    titles = ["model", "verdict", "weights", *(title.replace("\n", " ") for title in SUMMARY.values())]
     rows = []
     for row in map(Summary.of, reports):
-        figures = (row.passed, row.floor_ratio, row.kl_mean, row.top1_clear, row.seconds)
+        figures = (getattr(row, name) for name in SUMMARY)
         rows.append([code(row.model), MARKS[row.verdict], code(row.weights), *figures])
     return _table(titles, rows, left=3)
 
@@ -151,9 +198,9 @@ def _exceptions(report: Report) -> Iterator[str]:
         yield f"- **Precision** {code(found.rung)}: {sentence}"
 
 
-def _certainty(report: Report) -> Iterator[str]:
-    for found in certainty(report):
-        yield f"- **Certainty** {code(found.rung)}: {prose('; '.join(found.sentences))}"
+def _costs(report: Report) -> Iterator[str]:
+    for found in costs(report):
+        yield f"- **Quality** {code(found.rung)}: {prose('; '.join([found.sentence, *found.others]))}"
 
 
 def _generated(report: Report) -> Iterator[str]:

@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from parity import files
+from parity.compare.limits import UNQUANTIZED, Question, question_of
 from parity.compare.verdict import Edge, Verdict, worst
 from parity.errors import UsageError
 
@@ -32,9 +33,12 @@ _PARTS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "reference": str,
         "candidate": str,
         "output": str,
+        "question": str,
         "metrics": dict,
         "limits": dict,
         "own_loss": dict,
+        "budget": _TEXT_OR_NONE,
+        "remark": _TEXT_OR_NONE,
         "first_divergent_stage": _TEXT_OR_NONE,
         "cause": _TEXT_OR_NONE,
     },
@@ -42,6 +46,16 @@ _PARTS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "generation": {"rung": str, "matches": int, "of": int, "first_difference": (dict, type(None))},
 }
 _KEPT = ("model", "family", "weights", "prompt_set", "generation", "environment")
+#: What older files do not have, and what it is of.
+_LATER: dict[str, type | tuple[type, ...]] = {
+    "cause": _TEXT_OR_NONE,
+    "streamed": (dict, type(None)),
+    "conditioning": dict,
+    "command": _TEXT_OR_NONE,
+    "date": _TEXT_OR_NONE,
+    "prompts_said": dict,
+    "texts": dict,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +70,14 @@ class RungRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One model's run. ``streamed`` says why models were run one stage at a time, where they were."""
+    """One model's run.
+
+    ``streamed`` says why models were run one stage at a time, where they were. ``conditioning`` says of each prompt how
+    much it amplifies rounding: ``typical`` and ``worst``, ``times`` the typical prompt, and whether it is ``ill``.
+    ``command`` and ``date`` (ISO 8601) say what was run and when. ``prompts_said`` are the ids that the reference
+    generated after each prompt; a generation has those that its rung ``chosen`` as well. ``texts`` tells what ids say:
+    ``prompts`` has the ids of each prompt and of its continuation, ``pieces`` the text of every id.
+    """
 
     model: str
     family: str
@@ -70,6 +91,10 @@ class Report:
     cause: str | None = None
     streamed: Mapping[str, Any] | None = None
     conditioning: Mapping[str, Any] = field(default_factory=dict)
+    command: str | None = None
+    date: str | None = None
+    prompts_said: Mapping[str, Any] = field(default_factory=dict)
+    texts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -85,7 +110,11 @@ class Report:
             "cause": self.cause,
             "streamed": self.streamed,
             "conditioning": self.conditioning,
+            "prompts_said": self.prompts_said,
+            "texts": self.texts,
             "environment": self.environment,
+            "command": self.command,
+            "date": self.date,
             "seconds": self.seconds,
         }
         whole = {"schema_version": SCHEMA_VERSION, **{key: fields[key] for key in ordered}, **tail}
@@ -104,17 +133,27 @@ class Report:
                 found = record["schema_version"]
                 raise UsageError(f"schema_version {found} is not {SCHEMA_VERSION}; run the check again")
             wrong = [key for key, kind in _KINDS.items() if not isinstance(record[key], kind)]
-            wrong += [] if isinstance(record.get("cause"), _TEXT_OR_NONE) else ["cause"]
-            wrong += [] if isinstance(record.get("streamed"), (dict, type(None))) else ["streamed"]
+            later = {key: record[key] for key in _LATER if key in record}
+            wrong += [key for key, value in later.items() if not isinstance(value, _LATER[key])]
             if wrong := wrong or list(_wrong_parts(record)):
                 raise UsageError(f"{wrong[0]} of this report is not what it should be; run the check again")
-            edges = [Edge(**{**edge, "verdict": Verdict(edge["verdict"])}) for edge in record["edges"]]
+            edges = [_edge(edge) for edge in record["edges"]]
             kept = {key: record[key] for key in _KEPT}
             rungs = [RungRecord(**rung) for rung in record["rungs"]]
-            how = {"seconds": record["seconds"], "cause": record.get("cause"), "streamed": record.get("streamed")}
-            return cls(**kept, rungs=rungs, edges=edges, **how)
+            return cls(**kept, rungs=rungs, edges=edges, seconds=record["seconds"], **later)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"this is not a report ({type(error).__name__}: {error}); run the check again") from None
+
+
+def _edge(record: Mapping[str, Any]) -> Edge:
+    """An edge; one that was written before edges had questions is asked what its rung is asked today."""
+    if "question" not in record:
+        candidate = record["candidate"]
+        question: Question = question_of(candidate) if candidate in UNQUANTIZED else "quality"
+        record = {**record, "question": question}
+    if record["question"] not in get_args(Question):
+        raise ValueError(f"no edge asks {record['question']!r}")
+    return Edge(**{**record, "verdict": Verdict(record["verdict"])})
 
 
 def _wrong_parts(record: Mapping[str, Any]) -> Iterator[str]:

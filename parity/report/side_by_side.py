@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import eq
 
 from rich.console import Console
 from rich.table import Table
@@ -23,9 +25,9 @@ class Generated:
 
 
 def render_generation(results: Sequence[Generated], console: Console) -> None:
-    """A row for every rung: how many tokens match the original (the first row), and the text, dimmed after the first
-    difference. Control characters are shown, never sent to the figures."""
-    original = results[0].ids
+    """A row for every rung: how many tokens match the original (the first row), and the text, coloured from where it
+    differs. Control characters are shown, never sent to the terminal."""
+    original, expected = results[0].ids, shown(results[0].text)
     table = Table()
     table.add_column("rung", no_wrap=True)
     table.add_column("same tokens", justify="right", no_wrap=True)
@@ -37,6 +39,10 @@ def render_generation(results: Sequence[Generated], console: Console) -> None:
         # Texts that ended are shorter than others.
         pairs = zip(original, result.ids, strict=False)
         same = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(original), len(result.ids)))
-        style = "" if original == result.ids else "yellow"
-        table.add_row(Text(result.rung), f"{same}/{len(original)}", Text(shown(result.text), style=style))
+        text = shown(result.text)
+        alike = len(list(takewhile(bool, map(eq, expected, text))))
+        # Other tokens of the same text, or a text that only ends early, are marked as a whole.
+        alike = alike if alike < len(text) or original == result.ids else 0
+        said = Text(text[:alike]).append(text[alike:], "yellow")
+        table.add_row(Text(result.rung), f"{same}/{len(original)}", said)
     console.print(table)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from parity.compare.verdict import Edge, Verdict
-from parity.report.figures import DASH, edge_name, figure, judged_by_floor, ladder, multiple, shown, whole
+from parity.report.figures import edge_name, ladder, shown
 from parity.report.record import Report
+from parity.spelling import DASH, figure, number, whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One figure; ``broken`` where the rung is outside its limits in this situation."""
+    """One figure, or the typical and the worst; ``broken`` where the rung is outside its limits in this situation."""
 
     text: str
     broken: bool = False
@@ -68,8 +69,7 @@ class SituationTable:
             if isinstance(count, Mapping)
         ]
         headings = tuple(
-            Heading(rung=edge_name(edge), metric=_metric(edge).replace("_", " "), logits=edge.output == "logits")
-            for edge in edges
+            Heading(rung=edge_name(edge), metric=_metric(edge), logits=edge.output == "logits") for edge in edges
         )
         return cls(headings=headings, rows=tuple(sorted(rows, key=lambda row: not row.broken)) if edges else ())
 
@@ -80,15 +80,19 @@ def _situations(edge: Edge) -> Mapping[str, Any]:
 
 def _metric(edge: Edge) -> str:
     """The figure that stands for a rung: in units of the noise, as nats, or for an encoder's rows as a distance."""
-    if judged_by_floor(edge):
-        return "floor_ratio"
-    return "kl_mean" if edge.output == "logits" else "rel_l2"
+    if edge.question != "quality":
+        return "typical / worst"
+    return "KL mean" if edge.output == "logits" else "rel L2"
 
 
 def _cell(edge: Edge, name: str) -> Cell:
     found = _situations(edge).get(name)
     if not isinstance(found, Mapping):
         return Cell(text=DASH)
-    metric = _metric(edge)
-    form = multiple if metric == "floor_ratio" else figure
-    return Cell(text=form(found.get(metric)), broken=found.get("verdict") in (Verdict.FAIL, Verdict.ERROR))
+    broken = found.get("verdict") in (Verdict.FAIL, Verdict.ERROR)
+    if edge.question == "quality":
+        return Cell(text=figure(found.get("kl_mean" if edge.output == "logits" else "rel_l2")), broken=broken)
+    # Either of the two may be what fails; where neither is a number the rung was not compared.
+    both = [found.get(metric) for metric in ("floor_ratio", "worst_position_ratio")]
+    text = " / ".join(map(figure, both)) if any(number(value) is not None for value in both) else DASH
+    return Cell(text=text, broken=broken)

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from parity.bisect.reproduction import Replayed
 from parity.compare.bisect import Bisection, StageErrors
-from parity.report import figures
-from parity.report.figures import figure, multiple, shown
-from parity.report.html import tick
+from parity.report.charts import tick
+from parity.report.figures import shown
 from parity.report.record import without_infinities
 from parity.report.templates import template
+from parity.spelling import DASH, figure
 from parity.trace import STAGE_PHASES
 
 COLUMNS = {
@@ -34,8 +34,8 @@ _CELLS: Mapping[str, Callable[[StageErrors], str]] = {
     "entering": lambda row: figure(row.entering),
     "own": lambda row: figure(row.own),
     "floor": lambda row: figure(row.floor),
-    "ratio": lambda row: multiple(row.ratio),
-    "worst": lambda row: multiple(row.worst_ratio),
+    "ratio": lambda row: figure(row.ratio),
+    "worst": lambda row: figure(row.worst_ratio),
     "limit": lambda row: figure(row.limit),
     "leaving": lambda row: figure(row.leaving),
 }
@@ -69,7 +69,7 @@ def render(bisection: Bisection, console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in bisection.stages:
         style = "bold red" if row.bad else ""
-        cells = (cell(row).replace(figures.DASH, "-" if ascii_only else figures.DASH) for cell in _CELLS.values())
+        cells = (cell(row).replace(DASH, "-" if ascii_only else DASH) for cell in _CELLS.values())
         table.add_row(*(Text(text, style) for text in (shown(row.stage), row.phase, *cells)))
     console.print()
     console.print(Text(title(bisection), "bold"))
@@ -121,7 +121,7 @@ def to_html(bisections: Sequence[Bisection], about: Mapping[str, Any]) -> str:
             for bisection in bisections
         ],
         columns=COLUMNS,
-        dash=figures.DASH,
+        dash=DASH,
     )
 
 

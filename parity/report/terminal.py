@@ -10,30 +10,31 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from parity.compare.verdict import Edge, Verdict
+from parity.compare.verdict import Verdict
 from parity.report.figures import (
     BY_IMPORTANCE,
-    COLUMNS,
-    DASH,
+    MORE,
     NAMED,
+    QUALITY,
+    RUN,
+    SOUND,
+    SUMMARY,
     Column,
+    Row,
     Summary,
-    causes,
-    certainty,
-    edge_name,
-    exceptions,
-    generated,
-    ladder,
+    has_quality,
+    ladder_rows,
+    made,
     outcome,
     prompts_text,
-    remarks,
-    seconds,
     shown,
     tally,
     weights_text,
 )
-from parity.report.record import Report, RungRecord, overall
+from parity.report.notes import causes, costs, exceptions, generated, remarks
+from parity.report.record import Report, overall
 from parity.report.situations import SituationTable
+from parity.spelling import DASH, seconds
 
 STYLES = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.ERROR: "bold magenta"}
 
@@ -84,20 +85,22 @@ class _Page:
 
 
 def render(report: Report, console: Console) -> None:
-    """Print one model's report: a row for each edge and situation, why it did not pass, what to know, the verdict."""
+    """Print one model's report: a row for each rung and situation, why it did not pass, what to know, the verdict."""
     page = _Page(console)
     made_of = f"  {shown(report.family)}, weights {weights_text(report)}, prompts {prompts_text(report)}"
     page.paragraph(page.text(shown(report.model), "bold") + page.text(made_of, "dim"))
     if report.edges:
         console.print()
-        console.print(_edge_table(page, ladder(report)))
+        console.print(_ladder_table(page, ladder_rows(report)))
     situations = SituationTable.of(report)
     if situations.rows:
         console.print()
         console.print(_situation_table(page, situations))
-    notes = (_cause_notes, _remark_notes, _precision_notes, _certainty_notes, _generation_notes)
+    notes = (_cause_notes, _remark_notes, _precision_notes, _cost_notes, _generation_notes)
     page.notes([row for rows in notes for row in rows(page, report)])
     console.print()
+    if about := made(report):
+        page.paragraph(page.text(", ".join(about), "dim"))
     page.paragraph(
         page.text(report.verdict, STYLES[report.verdict])
         + page.text(f" {shown(report.model)}", "bold")
@@ -105,26 +108,46 @@ def render(report: Report, console: Console) -> None:
     )
 
 
-def _edge_table(page: _Page, edges: Sequence[tuple[Edge, RungRecord]]) -> Table:
+def _ladder_table(page: _Page, rows: Sequence[Row]) -> Table:
     """With as many columns as there is room for, the most important ones first."""
     chosen: list[Column] = []
     for column in BY_IMPORTANCE:
-        if page.fits(_table_of(page, edges, [*chosen, column])):
+        useful = column not in QUALITY or has_quality(rows)
+        if useful and page.fits(_table_of(page, rows, [*chosen, column])):
             chosen.append(column)
-    return _table_of(page, edges, [column for column in COLUMNS if column in chosen])
+    return _table_of(page, rows, chosen)
 
 
-def _table_of(page: _Page, edges: Sequence[tuple[Edge, RungRecord]], columns: Sequence[Column]) -> Table:
+def _table_of(page: _Page, rows: Sequence[Row], chosen: Sequence[Column]) -> Table:
+    """A line for each row: is it sound, by how much; can the model afford it, by how much; what else there is."""
+    sound, quality, rest = (
+        [column for column in columns if column in chosen] for columns in (SOUND, QUALITY, (*MORE, *RUN))
+    )
+    both = has_quality(rows)
     table = page.table("rung")
-    table.add_column("verdict", no_wrap=True)
-    for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
-    for edge, rung in edges:
-        cells = [(column.show(edge, rung), column.broken(edge)) for column in columns]
+    table.add_column("sound" if both else "verdict", no_wrap=True)
+    for column in sound:
+        table.add_column(page.text(column.title.strip()), justify="right", no_wrap=True)
+    if both:
+        table.add_column("quality", no_wrap=True)
+    for column in (*quality, *rest):
+        table.add_column(page.text(column.title.strip()), justify="right", no_wrap=True)
+
+    def cell(column: Column, row: Row) -> Text:
+        text = column.show(row)
+        return page.text(text, "dim" if text == DASH else "bold red" if column.broken(row) else "")
+
+    for row in rows:
+        verdicts = [
+            page.text(edge.verdict, STYLES[edge.verdict]) if edge else page.text("")
+            for edge in (row.sound, row.quality)
+        ]
         table.add_row(
-            page.text(edge_name(edge)),
-            page.text(edge.verdict, STYLES[edge.verdict]),
-            *(page.text(text, "dim" if text == DASH else "bold red" if broken else "") for text, broken in cells),
+            page.text(row.name),
+            verdicts[0],
+            *(cell(column, row) for column in sound),
+            *verdicts[1 : 1 + both],
+            *(cell(column, row) for column in (*quality, *rest)),
         )
     return table
 
@@ -181,11 +204,11 @@ def _precision_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]
         yield page.text(label, "yellow"), page.text(f"{found.rung}: ", "bold") + page.text(sentence)
 
 
-def _certainty_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:
-    """The leading figure only; the others are in the other renderings."""
-    for position, found in enumerate(certainty(report)):
-        sentence = page.text(f"{found.rung}: ", "bold") + page.text(found.sentences[0])
-        yield page.text("" if position else "certainty", "dim"), sentence
+def _cost_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:
+    """What the typical prompt loses, and the outliers; the other figures are in the other renderings."""
+    for position, found in enumerate(costs(report)):
+        sentence = page.text(f"{found.rung}: ", "bold") + page.text(found.sentence)
+        yield page.text("" if position else "quality", "dim"), sentence
 
 
 def _generation_notes(page: _Page, report: Report) -> Iterator[tuple[Text, Text]]:
@@ -199,7 +222,7 @@ def render_summary(reports: Sequence[Report], console: Console) -> None:
     page = _Page(console)
     summaries = [Summary.of(report) for report in reports]
     if summaries:
-        optional = ["seconds", "top1_clear", "weights"]
+        optional = ["seconds", "worst", "flips", "weights"]
         table = _summary_table(page, summaries, optional)
         while optional and not page.fits(table):
             optional = optional[:-1]
@@ -223,9 +246,8 @@ def _summary_table(page: _Page, summaries: Sequence[Summary], optional: Sequence
     table.add_column("verdict", no_wrap=True)
     if "weights" in optional:
         table.add_column("weights", no_wrap=True)
-    titles = {"passed": "edges\npassed", "floor_ratio": "worst\nfloor ratio", "kl_mean": "worst\nKL mean"}
-    titles |= {"top1_clear": "worst\ntop-1 clear"} if "top1_clear" in optional else {}
-    titles |= {"seconds": "run\ns"} if "seconds" in optional else {}
+    optional_figures = ("seconds", "worst", "flips")
+    titles = {name: title for name, title in SUMMARY.items() if name in optional or name not in optional_figures}
     for title in titles.values():
         table.add_column(title, justify="right", no_wrap=True)
     for summary in summaries:

@@ -6,20 +6,32 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from parity.compare.limits import FLOAT_RUNGS, UNQUANTIZED, Limit, limits_for
+from parity.compare.budgets import default_budget
+from parity.compare.limits import (
+    FLOAT_RUNGS,
+    ROUNDING_LIMITS,
+    UNQUANTIZED,
+    Limit,
+    Question,
+    encoder_limits,
+    limits_for,
+    question_of,
+)
+from parity.compare.measuring import Output
 from parity.compare.verdict import Verdict
 from parity.files import write_whole
-from parity.report.figures import figure
 from parity.report.markdown import prose
 from parity.report.templates import template
 from parity.soak.results import Outcome
 from parity.soak.variants import variants
+from parity.spelling import figure, limit_spelled, spelled
 
 #: Draws shown as the worst.
 WORST = 5
@@ -52,14 +64,25 @@ class Spread:
         return cls(len(values), *np.quantile(values, (0, 0.05, 0.5, 0.95, 0.99, 1)).tolist())
 
 
-def ratios(outcomes: Sequence[Outcome], rung: str, metric: str, output: str | None = None) -> list[float]:
-    """A figure of every edge of a rung, of one output or of all."""
+def ratios(
+    outcomes: Sequence[Outcome], rung: str, metric: str, output: str | None = None, question: str | None = None
+) -> list[float]:
+    """A figure of every edge of a rung, of one output and question or of all."""
     return [
         edge[metric]
         for outcome in outcomes
         for edge in outcome.edges
-        if edge["candidate"] == rung and output in (None, edge["output"]) and metric in edge
+        if edge["candidate"] == rung
+        and output in (None, edge["output"])
+        and question in (None, _question(edge))
+        and edge.get(metric) is not None
     ]
+
+
+def _question(edge: Mapping[str, Any]) -> str:
+    """What an edge asks; those of older files do not say it."""
+    rung = edge["candidate"]
+    return str(edge.get("question") or (question_of(rung) if rung in UNQUANTIZED else "quality"))
 
 
 def summary_table(outcomes: Sequence[Outcome]) -> Table:
@@ -120,7 +143,7 @@ def _float_rungs(outcomes: Sequence[Outcome]) -> Iterator[str]:
     yield ""
     yield "| rung | output | metric | edges | least | median | 95 % below | 99 % below | largest | limit |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    for who, metric, limit, spread in _spreads(outcomes, UNQUANTIZED):
+    for who, metric, limit, spread in _spreads(outcomes, UNQUANTIZED, ("port", "rounding")):
         shown = (spread.least, spread.middle, spread.high, spread.p99, spread.most, limit.most)
         yield f"| {who} | `{metric}` | {spread.count} | {' | '.join(map(figure, shown))} |"
 
@@ -131,21 +154,35 @@ def _quantized_rungs(outcomes: Sequence[Outcome]) -> Iterator[str]:
         return
     yield "## Quantized rungs"
     yield ""
-    yield "| rung | output | metric | edges | least | median | largest | limit |"
-    yield "|---|---|---|---:|---:|---:|---:|---|"
-    for who, metric, limit, spread in _spreads(outcomes, sorted(quantized)):
-        bound = " to ".join(f"{value:g}" for value in np.atleast_1d(limit.bound))
-        shown = map(figure, (spread.least, spread.middle, spread.most))
-        yield f"| {who} | `{metric}` | {spread.count} | {' | '.join(shown)} | {bound} |"
+    yield "| rung | output | question | metric | edges | least | median | largest | limit |"
+    yield "|---|---|---|---|---:|---:|---:|---:|---|"
+    for question in _OF_FILES:
+        for who, metric, limit, spread in _spreads(outcomes, sorted(quantized), (question,)):
+            shown = (spelled(metric, value) for value in (spread.least, spread.middle, spread.most))
+            bound = limit_spelled(metric, limit.bound)
+            yield f"| {who} | {question} | `{metric}` | {spread.count} | {' | '.join(shown)} | {bound} |"
 
 
-def _spreads(outcomes: Sequence[Outcome], rungs: Sequence[str]) -> Iterator[tuple[str, str, Limit, Spread]]:
+#: What is asked of quantized files.
+_OF_FILES: tuple[Question, ...] = ("fidelity", "quality")
+_OUTPUTS: tuple[Output, ...] = ("logits", "encoder")
+
+
+def _spreads(
+    outcomes: Sequence[Outcome], rungs: Sequence[str], questions: Sequence[Question]
+) -> Iterator[tuple[str, str, Limit, Spread]]:
     """For every limit that edges were held to: whose, the metric, the limit and the figures."""
-    for rung in rungs:
-        for output in ("logits", "encoder"):
-            for limit in limits_for(rung, output=output):
-                if values := ratios(outcomes, rung, limit.metric, output):
-                    yield f"{rung} | {output}", limit.metric, limit, Spread.of(values)
+    for rung, question, output in product(rungs, questions, _OUTPUTS):
+        for limit in _limits(rung, question, output):
+            if values := ratios(outcomes, rung, limit.metric, output, question):
+                yield f"{rung} | {output}", limit.metric, limit, Spread.of(values)
+
+
+def _limits(rung: str, question: Question, output: Output) -> Sequence[Limit]:
+    """What draws are held to: of recipes there is one, of eight bits."""
+    if question != "quality":
+        return limits_for(question)
+    return default_budget(8).limits if output == "logits" else encoder_limits(rung)
 
 
 def _presets(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -202,7 +239,7 @@ def drawing(outcomes: Sequence[Outcome]) -> str:
         rung: [Spread.of(values) if (values := ratios(of, rung, "floor_ratio")) else None for _, of in named]
         for rung in FLOAT_RUNGS
     }
-    limit = next(limit.most for limit in limits_for("float") if limit.metric == "floor_ratio")
+    limit = next(limit.most for limit in ROUNDING_LIMITS if limit.metric == "floor_ratio")
     spreads = [spread for rung in found.values() for spread in rung if spread]
     first = math.floor(math.log2(min([0.5, *(spread.least for spread in spreads)])))
     last = math.ceil(math.log2(max([2 * limit, *(spread.most for spread in spreads)])))
@@ -258,7 +295,7 @@ def _counts(outcomes: Sequence[Outcome]) -> tuple[int, int, int]:
 
 def _worst(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Mapping[str, Any]]]:
     """The draws nearest to a limit, each once, by either ratio of a float rung."""
-    limits = {limit.metric: limit.most for limit in limits_for("float")}
+    limits = {limit.metric: limit.most for limit in ROUNDING_LIMITS}
 
     def nearness(edge: Mapping[str, Any]) -> float:
         return max(float(edge[metric]) / most for metric, most in limits.items())

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity.compare.limits import RECIPE_LIMITS, Limit, limits_for
+from parity.compare.budgets import TIERS, default_budget
+from parity.compare.limits import ENCODER_LIMITS, LIMITS, Limit, encoder_limits, limits_for
 
 ROOT = Path(__file__).parents[3]
 FILE = Path(__file__).with_name("limits.json")
@@ -25,8 +26,8 @@ ONE_SIDED = Limit(metric="m", reason="measured in May", most=2.0)
 
 
 def refusals(before: Limit, after: Limit | None) -> list[str]:
-    now = {} if after is None else {"rung/logits/m": RATCHET["entry"](after)}
-    found: list[str] = RATCHET["refusals"]({"rung/logits/m": RATCHET["entry"](before)}, now)
+    now = {} if after is None else {"table/m": RATCHET["entry"](after)}
+    found: list[str] = RATCHET["refusals"]({"table/m": RATCHET["entry"](before)}, now)
     return found
 
 
@@ -45,13 +46,22 @@ def test_what_was_agreed_on_is_what_is_in_force() -> None:
 
 
 def test_every_limit_is_held() -> None:
-    """Those of all rungs, of all recipes, of recipes by their bits, of both outputs."""
+    """Those of all questions, of all tiers and the one that a precision is held to, of what encoders make."""
     held = RATCHET["in_force"]()
-    for rung in ("original", "reauthored", "float", *RECIPE_LIMITS):
-        for output in ("logits", "encoder"):
-            for limit in limits_for(rung, output=output):
-                assert held[f"{rung}/{output}/{limit.metric}"] == RATCHET["entry"](limit)
-    assert held["other 8 bit recipes/logits/kl_mean"]["most"] == held["dynamic_int8/logits/kl_mean"]["most"]
+    groups = {
+        **LIMITS,
+        "stored": limits_for("fidelity", stored=True)[len(LIMITS["fidelity"]) :],
+        **{f"tier {name}": tier.limits for name, tier in TIERS.items()},
+        **{f"{bits} bit recipes": default_budget(bits).limits for bits in (16, 8, 4, 2)},
+        **{f"{recipe}/encoder": encoder_limits(recipe) for recipe in ENCODER_LIMITS},
+        **{f"other {bits} bit recipes/encoder": encoder_limits("", bits) for bits in (16, 8, 4)},
+    }
+    expected = {f"{what}/{limit.metric}": limit for what, limits in groups.items() for limit in limits}
+    assert {name: found for name, found in held.items() if not name.startswith("stage/")} == {
+        name: RATCHET["entry"](limit) for name, limit in expected.items()
+    }
+    assert held["8 bit recipes/kl_typical"] == held["tier good/kl_typical"]
+    assert held["stage/floor_ratio"]["most"] is not None
 
 
 @pytest.mark.parametrize(
@@ -69,7 +79,7 @@ def test_looser_for_the_same_reason_is_refused(before: Limit, changes: dict[str,
     """On either side, or on one while the other is tightened; a new reason makes it fine."""
     after = replace(before, **changes)
     (said,) = refusals(before, after)
-    assert "rung/logits/m" in said
+    assert "table/m" in said
     assert "tools/ratchet_limits.py" in said
     assert refusals(before, replace(after, reason="measured in June")) == []
 
@@ -101,7 +111,7 @@ def test_without_a_new_reason_it_only_gets_tighter(bounds: list[tuple[float, flo
 
 def test_a_limit_goes_only_with_a_reason() -> None:
     """Which stays in the file; the limit may come back, and what was never there cannot go."""
-    committed, name = {"rung/logits/m": RATCHET["entry"](BEFORE)}, "rung/logits/m"
+    committed, name = {"table/m": RATCHET["entry"](BEFORE)}, "table/m"
     (said,) = refusals(BEFORE, None)
     assert "is gone" in said
     with pytest.raises(ValueError, match="is gone"):
@@ -124,11 +134,12 @@ def test_the_tool_refuses_and_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
 
     assert run().returncode == 0
-    assert path.read_text() == FILE.read_text(encoding="utf-8")
+    agreed = {name: at for name, at in json.loads(FILE.read_text(encoding="utf-8")).items() if "removed" not in at}
+    assert path.read_text() == RATCHET["document"](agreed)
     tighter = json.loads(path.read_text())
-    tighter["dynamic_int8/logits/kl_mean"]["most"] /= 2
+    tighter["tier good/kl_typical"]["most"] /= 2
     path.write_text(json.dumps(tighter))
     done = run()
     assert done.returncode == 1
-    assert "dynamic_int8/logits/kl_mean went from" in done.stderr
+    assert "tier good/kl_typical went from" in done.stderr
     assert json.loads(path.read_text()) == tighter

@@ -5,57 +5,74 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sample_reports import INT8, costs, faithful, floors, held, priced, trained_report
 from typer.testing import CliRunner
 
 from parity.cli import app
-from parity.compare.limits import limits_for
-from parity.compare.verdict import Edge, Verdict, judge
+from parity.compare.verdict import Edge, Verdict, over_budget
 from parity.errors import UsageError
 from parity.report.recheck import read_rechecked
 from parity.report.record import Report, RungRecord, write_json
 
-FIGURES = {
-    "rel_l2": 1e-6,
-    "floor_ratio": 1.5,
-    "worst_position_ratio": 2.0,
-    "kl_mean": 1e-3,
-    "kl_p99": 1e-2,
-    "top1_agreement_clear": 0.99,
-    "perplexity_ratio": 1.001,
-}
-RUNGS = ("original", "reauthored", "float", "dynamic_int8")
+RUNGS = ("original", "reauthored64", "reauthored", "float", "dynamic_int8")
 Document = dict[str, Any]
 Tampering = Callable[[Document], object]
 # tmp_path is shared by the examples of a test; each writes the same file anew.
 FILES = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def report(**worse: float) -> Report:
-    """A run in which every rung passes, but for the figures of the quantized one that are made ``worse``."""
+def report(*, tier: str, situations: bool = False) -> Report:
+    """A run in which every rung passes, if the tier is one that the quantized one's cost is within."""
+    cost = priced("dynamic_int8", tier, costs(INT8, 0.05), 0.0383)
+    figures = {"prompts": 2, "positions": 9, "floor_ratio": 0.6, "worst_position_ratio": 1.9, "rel_l2": 1e-6}
     edges = [
-        judge("original64", name, FIGURES | (worse if name == "dynamic_int8" else {}), limits_for(name))
-        for name in RUNGS
+        held("original", "rounding", floors(0.6, 1.9, 1.2e-5)),
+        held("reauthored64", "port", floors(0.3, 1.4, 2.1e-15)),
+        held("reauthored", "rounding", floors(0.6, 1.7, 1.3e-5)),
+        held("float", "rounding", floors(0.7, 2.1, 7.6e-5)),
+        faithful("dynamic_int8"),
     ]
-    return Report(
-        model="smollm-135m",
-        family="llama",
-        weights={"kind": "tiny", "sha256": "0", "revision": None},
-        prompt_set={"name": "short", "sha256": "0", "prompts": 7, "positions": 224},
+    if situations:
+        edges = [replace(edge, situations={"window": {**figures, "verdict": "PASS", "cause": None}}) for edge in edges]
+    return trained_report(
         rungs=[RungRecord(name=name, seconds=1.0) for name in ("original64", *RUNGS)],
-        edges=edges,
+        edges=[*edges, over_budget(cost, sound=True)],
         generation=[{"rung": name, "matches": 56, "of": 56, "first_difference": None} for name in RUNGS],
         environment={},
-        seconds=1.0,
+        # One prompt's positions are as good as seven's, and a file of which every value is edited is smaller.
+        conditioning={},
+        prompts_said={},
+        texts={},
     )
 
 
-PASSING, FAILING = report(), report(kl_mean=2.0)
+def without_positions(source: Report) -> Report:
+    """The run with the rows of two prompts only, and those short."""
+    keep = ("kl", "ratio")
+    return replace(
+        source,
+        edges=[
+            replace(
+                edge,
+                prompts={
+                    name: {key: value[:2] if key in keep else value for key, value in row.items()}
+                    for name, row in list(edge.prompts.items())[:2]
+                },
+            )
+            for edge in source.edges
+        ],
+    )
+
+
+PASSING, FAILING = report(tier="good"), report(tier="lossless")
+SITUATED = report(tier="good", situations=True)
 ERROR = Edge(reference="original64", candidate="engine", verdict=Verdict.ERROR, cause="not reached")
 
 
@@ -69,12 +86,26 @@ def written(path: Path, source: Report, *tampering: Tampering) -> Path:
     return path
 
 
-def edge(candidate: str, **values: Any) -> Tampering:
-    return lambda document: next(e for e in document["edges"] if e["candidate"] == candidate).update(values)
+def edge(candidate: str, question: str = "", /, **values: Any) -> Tampering:
+    return lambda document: found(document, candidate, question).update(values)
 
 
-def figure(candidate: str, **values: Any) -> Tampering:
-    return lambda document: next(e for e in document["edges"] if e["candidate"] == candidate)["metrics"].update(values)
+def figure(candidate: str, question: str = "", /, **values: Any) -> Tampering:
+    return lambda document: found(document, candidate, question)["metrics"].update(values)
+
+
+def situation(candidate: str, **values: Any) -> Tampering:
+    return lambda document: found(document, candidate, "")["situations"]["window"].update(values)
+
+
+def found(document: Document, candidate: str, question: str) -> Document:
+    """The edge of a rung; of a quantized one that of a question."""
+    edges: list[Document] = document["edges"]
+    return next(e for e in edges if e["candidate"] == candidate and question in ("", e["question"]))
+
+
+def unanswered(candidate: str, question: str) -> Tampering:
+    return lambda document: document["edges"].remove(found(document, candidate, question))
 
 
 def verdict(said: object) -> Tampering:
@@ -91,10 +122,10 @@ def again(part: str) -> Tampering:
 
 
 def defect(document: Document) -> None:
-    document["generation"][2]["first_difference"] = {"at": 1, "kind": "defect", "prompt": "p", "margin": 3.0}
+    document["generation"][3]["first_difference"] = {"at": 1, "kind": "defect", "prompt": "p", "margin": 3.0}
 
 
-@pytest.mark.parametrize("source", [PASSING, FAILING], ids=["passing", "failing"])
+@pytest.mark.parametrize("source", [PASSING, FAILING, SITUATED], ids=["passing", "failing", "situated"])
 def test_a_run_as_it_was_written_is_believed(tmp_path: Path, source: Report) -> None:
     """Alone and beside another, with an ERROR among its edges, and after an ERROR that ended it."""
     assert read_rechecked(written(tmp_path / "one.json", source)) == [source]
@@ -103,6 +134,20 @@ def test_a_run_as_it_was_written_is_believed(tmp_path: Path, source: Report) -> 
     stopped = Report(**{**vars(source), "edges": [*source.edges, ERROR], "cause": "disk full"})
     assert read_rechecked(written(tmp_path / "stopped.json", stopped)) == [stopped]
     assert read_rechecked(written(tmp_path / "defect.json", PASSING, defect, *GENERATION_FAILED))
+    broken = (situation("float", worst_position_ratio=9.0, verdict="FAIL", cause="x"), *GENERATION_FAILED)
+    assert read_rechecked(written(tmp_path / "situation.json", SITUATED, *broken))
+
+
+def test_a_file_that_is_older_than_questions_is_believed(tmp_path: Path) -> None:
+    """Its quantized rungs have one edge, with no budget that would ask for another."""
+
+    def older(document: Document) -> None:
+        document["edges"] = [edge for edge in document["edges"] if edge["question"] != "fidelity"]
+        for edge in document["edges"]:
+            for key in ("question", "budget", "prompts", "remark"):
+                del edge[key]
+
+    assert read_rechecked(written(tmp_path / "run.json", FAILING, older))
 
 
 GENERATION_FAILED = (
@@ -115,11 +160,15 @@ TAMPERED: dict[str, tuple[Report, tuple[Tampering, ...], str]] = {
     "no verdict": (FAILING, (verdict(None),), "its verdict is None"),
     "unknown verdict": (FAILING, (verdict("pass"),), "its verdict is pass"),
     "worse verdict": (PASSING, (verdict("ERROR"),), "its verdict is ERROR"),
-    "edge": (FAILING, (edge("dynamic_int8", verdict="PASS"), verdict("PASS")), "dynamic_int8 is PASS with a cause"),
+    "edge": (
+        FAILING,
+        (edge("dynamic_int8", "quality", verdict="PASS"), verdict("PASS")),
+        "dynamic_int8 quality is PASS with a cause",
+    ),
     "edge and cause": (
         FAILING,
-        (edge("dynamic_int8", verdict="PASS", cause=None), verdict("PASS")),
-        "dynamic_int8 is PASS, its figures and limits make FAIL",
+        (edge("dynamic_int8", "quality", verdict="PASS", cause=None), verdict("PASS")),
+        "dynamic_int8 quality is PASS, its figures and limits make FAIL",
     ),
     "edge made worse": (PASSING, (edge("float", verdict="FAIL", cause="x"), verdict("FAIL")), "float is FAIL"),
     "error without cause": (PASSING, (edge("float", verdict="ERROR"), verdict("ERROR")), "float is ERROR without"),
@@ -136,7 +185,50 @@ TAMPERED: dict[str, tuple[Report, tuple[Tampering, ...], str]] = {
     ),
     "edges gone": (FAILING, (lambda document: document.update(edges=[]), verdict("ERROR")), "has no edge"),
     "rung gone": (PASSING, (without("rungs", "float"),), "float passes and was not run"),
-    "edge twice": (PASSING, (again("edges"),), "dynamic_int8 has two edges"),
+    "edge twice": (PASSING, (again("edges"),), "dynamic_int8 quality has two edges"),
+    "bound": (
+        PASSING,
+        (figure("dynamic_int8", "quality", bound={"kl_typical": 0.2, "flips": 0.1}),),
+        "dynamic_int8 quality is PASS, its figures and limits make FAIL",
+    ),
+    "bound is null": (PASSING, (figure("dynamic_int8", "quality", bound={"kl_typical": None}),), "quality is PASS"),
+    "no bound": (PASSING, (figure("dynamic_int8", "quality", bound={}),), "quality is PASS"),
+    "bound better than its figure": (
+        FAILING,
+        (
+            figure("dynamic_int8", "quality", bound={"kl_typical": 1e-4, "flips": 0.0}),
+            edge("dynamic_int8", "quality", verdict="PASS", cause=None),
+            verdict("PASS"),
+        ),
+        "dynamic_int8 quality is PASS, its figures and limits make FAIL",
+    ),
+    "quality gone": (
+        FAILING,
+        (unanswered("dynamic_int8", "quality"), verdict("PASS")),
+        "dynamic_int8 fidelity is answered, quality is not",
+    ),
+    "fidelity gone": (
+        PASSING,
+        (unanswered("dynamic_int8", "fidelity"),),
+        "dynamic_int8 quality is answered, fidelity is not",
+    ),
+    "another question": (PASSING, (edge("reauthored64", question="rounding"),), "reauthored64 is asked about rounding"),
+    "another question of a file": (
+        PASSING,
+        (edge("dynamic_int8", "fidelity", question="quality"),),
+        "dynamic_int8 quality has two edges",
+    ),
+    "situation": (
+        SITUATED,
+        (situation("float", floor_ratio=3.5),),
+        "float in window is PASS, its figures and limits make FAIL",
+    ),
+    "situation fails": (
+        SITUATED,
+        (situation("float", worst_position_ratio=9.0, verdict="FAIL", cause="x"),),
+        "float is PASS, its figures and limits make FAIL",
+    ),
+    "situation is an error": (SITUATED, (situation("float", verdict="ERROR"),), "float is PASS, in window it is ERROR"),
     "rung twice": (PASSING, (again("rungs"),), "dynamic_int8 was run twice"),
     "no positions": (PASSING, (lambda document: document["prompt_set"].update(positions=0),), "passes on no positions"),
     "positions are true": (PASSING, (lambda d: d["prompt_set"].update(positions=True),), "passes on no positions"),
@@ -213,7 +305,7 @@ def test_no_single_edit_makes_a_failed_run_pass(tmp_path: Path, edit: object) ->
     exceptions = [{"weight": "head", "asked": "int8", "precision": "float32"}]
     artifact = {"bytes": 3, "weights": {"int8": 3}, "exceptions": exceptions, "note": "n"}
     rungs = [*FAILING.rungs[:-1], RungRecord(name="dynamic_int8", artifact=artifact)]
-    path = written(tmp_path / "run.json", Report(**{**vars(FAILING), "rungs": rungs}))
+    path = written(tmp_path / "run.json", without_positions(replace(FAILING, rungs=rungs)))
     document = json.loads(path.read_text())
     page = tmp_path / "page.html"
     places = list(leaves(document))

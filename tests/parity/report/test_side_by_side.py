@@ -28,3 +28,11 @@ def test_tokens_that_are_the_same(original: tuple[int, ...], rung: tuple[int, ..
     (row,) = [line for line in file.getvalue().splitlines() if "float" in line]
     assert same in row
     assert ("\x1b[33m" in row) == (original != rung)
+
+
+def test_a_text_is_marked_from_where_it_differs() -> None:
+    """What comes before is as the original's."""
+    file = io.StringIO()
+    results = [Generated("original", (1, 2), "once upon a time"), Generated("float", (1, 3), "once upon the hill")]
+    render_generation(results, Console(file=file, width=80, force_terminal=True, color_system="truecolor"))
+    assert "once upon \x1b[33mthe hill" in file.getvalue()

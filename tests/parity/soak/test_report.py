@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from parity.compare.limits import limits_for
+from parity.compare.limits import ROUNDING_LIMITS
 from parity.soak.report import Spread, drawing, page, ratios
 from parity.soak.results import Outcome
 
@@ -22,20 +22,27 @@ HEADER = {
 }  # fmt: skip
 
 
-def edge(rung: str, ratio: float, output: str = "logits") -> dict[str, object]:
+def edge(rung: str, ratio: float, output: str = "logits", **more: object) -> dict[str, object]:
     return {
         "candidate": rung, "output": output, "verdict": "PASS", "floor_ratio": ratio, "worst_position_ratio": 2 * ratio,
-        "kl_mean": ratio / 1000, "kl_p99": ratio / 100, "top1_agreement_clear": 1.0, "perplexity_ratio": 1.0,
+        **more,
+    }  # fmt: skip
+
+
+def cost(loss: float) -> dict[str, object]:
+    return {
+        "candidate": "dynamic_int8", "output": "logits", "question": "quality", "verdict": "PASS", "kl_typical": loss,
+        "flips": 0.05,
     }  # fmt: skip
 
 
 def outcomes() -> list[Outcome]:
     found = []
     for number in range(20):
-        edges = [edge("original", 1.0), edge("reauthored", 1 + number / 10)]
+        edges = [edge("original", 1.0), edge("reauthored64", 0.3), edge("reauthored", 1 + number / 10)]
         files = number % 5 == 0
         if files:
-            edges += [edge("float", 2 + number / 10), edge("dynamic_int8", 3.0)]
+            edges += [edge("float", 2 + number / 10), edge("dynamic_int8", 0.5, question="fidelity"), cost(0.003)]
         preset, family = (("a", "f"), ("b", "g"))[number % 2]
         made = Outcome(number=number, preset=preset, family=family, verdict="PASS", seconds=0.5, prompts=3,
                        positions=50, files=files, dimensions={"num_hidden_layers": 2}, edges=tuple(edges))  # fmt: skip
@@ -48,9 +55,11 @@ def test_the_page_has_the_counts_the_spread_and_the_worst() -> None:
     text = page(HEADER, outcomes(), "soak.svg")
     assert "**20 draws, 0 false alarms.** 4 of the draws converted and ran files.\n1,000 positions in 60" in text
     assert "`parity soak --draws 20 --seed 4 --files-every 20 --model a --model b --markdown docs/soak.md`" in text
-    assert "| reauthored | logits | `floor_ratio` | 20 | 1.00 | 1.95 | 2.80 | 2.88 | 2.90 | 8.00 |" in text
-    assert "| dynamic_int8 | logits | `kl_mean` | 4 |" in text
-    assert "| dynamic_int8 | logits | `perplexity_ratio` | 4 |" in text
+    assert "| reauthored | logits | `floor_ratio` | 20 | 1.00 | 1.95 | 2.80 | 2.88 | 2.90 | 3.00 |" in text
+    assert "| reauthored64 | logits | `floor_ratio` | 20 | 0.300 | 0.300 | 0.300 | 0.300 | 0.300 | 16.0 |" in text
+    assert "| dynamic_int8 | logits | fidelity | `floor_ratio` | 4 | 0.500 | 0.500 | 0.500 | ≤ 3 |" in text
+    assert "| dynamic_int8 | logits | quality | `kl_typical` | 4 | 0.00300 | 0.00300 | 0.00300 | ≤ 0.1 |" in text
+    assert "| dynamic_int8 | logits | quality | `flips` | 4 | 5.0% | 5.0% | 5.0% | ≤ 25% |" in text
     assert "| 15 | b | float | logits |" in text  # the nearest to a limit
     assert "![floor_ratio by rung and preset](soak.svg)" in text
     assert "torch 2.13.0" in text
@@ -86,7 +95,7 @@ def test_the_drawing_shows_every_preset_on_both_rungs() -> None:
     assert len(dots) == 6
     assert dots[1] < dots[2]  # a has the even draws, b the odd ones
     limits = [float(e.attrib["d"].split()[1]) for e in root.iter(f"{SVG}path") if e.attrib["stroke"] == "#cf222e"]
-    bound = next(limit.most for limit in limits_for("float") if limit.metric == "floor_ratio")
+    bound = next(limit.most for limit in ROUNDING_LIMITS if limit.metric == "floor_ratio")
     step = (limits[0] - dots[0]) / (math.log2(bound) - math.log2(1.95))  # one factor of two
     assert limits[0] > max(dots[:3])
     assert step > 20

@@ -42,7 +42,8 @@ from parity.golden import GoldenStore
 from parity.inputs import TOKENIZER_FILES
 from parity.pipeline import Request, check
 from parity.progress import Reporter
-from parity.report.figures import remarks, weights_text
+from parity.report.figures import weights_text
+from parity.report.notes import remarks
 from parity.weights import Weights, gguf, kind_of, local_name, resolve
 
 IN_A_PROCESS = isolated.run
