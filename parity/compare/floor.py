@@ -100,10 +100,11 @@ class NoiseFloor:
         return replace(self, unit=self.unit * IN_FLOAT64)
 
     def of(self, prompt: str, phase: str, errors: Distances) -> Array:
-        """The floor ``[P]`` at the positions of ``errors``, an L2 distance as theirs."""
+        """The floor ``[P]`` at the positions of ``errors``, an L2 distance as theirs; NaN where a draw is no number."""
         squared = errors.squared_reference
         least = self.least[phase] ** 2 * np.maximum(squared, FAINT**2 * squared.mean())
         drawn = self.prompts[prompt].squared[phase].mean(axis=0)
+        drawn = np.where(np.isfinite(drawn), drawn, np.nan)  # an infinite floor would forgive everything
         result: Array = self.unit * np.sqrt(np.maximum(drawn, least))
         return result
 
