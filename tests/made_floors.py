@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from models.authoring.config import ModelConfig
+
 from parity.compare.floor import FIRST_DRAWS, NoiseFloor, PromptNoise
 from parity.compare.limits import UNIT_ROUNDOFF
+from parity.compare.roundings import least_floors
+from parity.inputs import Inputs
+from parity.runners.base import answer
+from parity.runners.noise import Draws, measured, read_floor
+from parity.runners.reauthored import Reauthored
 from parity.trace import PHASES, PromptTrace, Trace
 
 #: No floor counts as less than one rounding.
@@ -49,3 +58,14 @@ def _noise(centre: PromptTrace, draws: list[PromptTrace]) -> PromptNoise:
         if phase in PHASES:
             most = np.maximum(most, [np.abs(each).max() for each in errors])
     return PromptNoise(squared, most)
+
+
+def drawn_floor(
+    runner: Reauthored, config: ModelConfig, inputs: Inputs, exact: Trace, count: int = FIRST_DRAWS
+) -> NoiseFloor:
+    """The floor of a ``runner`` that is noisy, around the ``exact`` trace, drawn as a ladder does."""
+    with TemporaryDirectory() as folder:
+        centre, found = Path(folder) / "exact.safetensors", Path(folder) / "floor.safetensors"
+        exact.save(centre)
+        measured(answer, runner, inputs, Draws(0, count), centre, found, lambda *_: None)
+        return read_floor(found, inputs, least_floors(config))

@@ -90,11 +90,6 @@ class NoiseFloor:
         return self.draws >= MOST_DRAWS
 
     @property
-    def noisy(self) -> bool:
-        """Whether rounding is seen at all: a model may be exact on its inputs, whatever the order of its sums."""
-        return any(draws.any() for noise in self.prompts.values() for draws in noise.squared.values())
-
-    @property
     def in_float64(self) -> NoiseFloor:
         """The same model's floor where it is evaluated in float64."""
         return replace(self, unit=self.unit * IN_FLOAT64)
