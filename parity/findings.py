@@ -13,13 +13,12 @@ from models.errors import ModelError, UnknownModelError
 from parity import environment
 from parity.bisect.locate import Locator
 from parity.compare.budgets import Budget, default_budget
-from parity.compare.comparison import Comparison
+from parity.compare.comparison import Comparison, drawn
 from parity.compare.copies import Numbers, copied, denouncing
-from parity.compare.floor import Conditioning, NoiseFloor, conditioning
+from parity.compare.floor import Conditioning, Distances, NoiseFloor, conditioning, tie
 from parity.compare.generation import compare_generation
 from parity.compare.limits import (
     EXACT,
-    ROUNDING_LIMITS,
     UNQUANTIZED,
     Limit,
     Question,
@@ -27,16 +26,16 @@ from parity.compare.limits import (
     limits_for,
     question_of,
 )
-from parity.compare.measuring import ENCODER, Output, compare_prompts, measure
-from parity.compare.verdict import Edge, Verdict, over_budget, worst
+from parity.compare.measuring import ENCODER, Output, compare_prompts, measure, measure_recorded
+from parity.compare.verdict import Edge, Verdict, judge, over_budget, worst
 from parity.convert.recipes import Recipe, weight_bits
 from parity.errors import ParityError, UsageError
-from parity.golden import Reference
+from parity.golden import Golden, Reference
 from parity.inputs import Inputs
 from parity.ladder import Ladder, Rung
 from parity.memory import Streaming
 from parity.report.record import Report, RungRecord
-from parity.runners.base import Recorded
+from parity.runners.base import Guide, Recorded
 from parity.trace import Trace
 from parity.weights import Weights, kind_of
 
@@ -50,7 +49,7 @@ class Findings:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.began = time.perf_counter()
-        self.reference = "golden" if request.golden else "original64"
+        self.reference = EXACT if request.golden else "original64"
         self.weights: dict[str, Any] = {"kind": kind_of(request.weights), "sha256": None, "revision": None}
         self.prompt_set: dict[str, Any] = {"name": request.prompt_set, "sha256": None, "prompts": 0, "positions": 0}
         self.rungs: list[RungRecord] = []
@@ -106,24 +105,54 @@ class Findings:
             self.prompt_set["left_out"] = dict(inputs.left_out)
         return inputs
 
-    def referred(self, reference: Reference, originals: tuple[Recorded, Recorded] | None, ladder: Ladder) -> Reference:
-        """Note the reference and the originals, and find out what rounding does to this model on these prompts."""
-        self.ladder, self.oracle = ladder, reference
+    def referred(self, reference: Golden | tuple[Recorded, Recorded], ladder: Ladder) -> Guide:
+        """Note what everything is compared to, and find out what rounding does to this model on these prompts.
+
+        A recording is compared with the exact port, which then stands in for the original. Gives what was generated.
+        """
+        self.ladder = ladder
+        exact, floor = ladder.exact(), ladder.floor()
         alone = ladder.inputs.one_row
         self.shared = alone if alone.prompts else ladder.inputs
-        self.digest = reference.trace.of(self.shared).digest
-        floor = ladder.floor()
         self.noisy = floor.noisy
-        self.conditioning = conditioning(floor, compare_prompts(reference.trace, ladder.exact().trace))
-        if originals:
-            oracle, original = originals
+        if isinstance(reference, Golden):
+            steps = reference.steps
+            said = {name: replace(prompt, steps=steps[name]) for name, prompt in exact.trace.prompts.items()}
+            self.oracle = Reference(EXACT, Trace(said))
+            sizes: Mapping[str, Mapping[str, Distances]] = reference.compare(exact.trace)
+        else:
+            oracle, original = reference
+            self.oracle = Reference("original64", oracle.trace)
+            sizes = compare_prompts(oracle.trace, exact.trace)
+        self.digest = self.oracle.trace.of(self.shared).digest
+        self.conditioning = conditioning(floor, sizes)
+        if isinstance(reference, Golden):
+            self.rungs.append(_rung_record(Rung(EXACT, exact)))
+            self.edges += self._against_recording(reference, exact)
+        else:
             self.rungs.append(_rung_record(Rung("original64", oracle)))
             self._compare(Rung("original", original), original)
-        return reference
+        return self.oracle.trace.said
+
+    def _against_recording(self, recording: Golden, exact: Recorded) -> list[Edge]:
+        """The exact port held against the recording, whatever else is asked for: everything else rests on that."""
+        errors, limits = recording.compare(exact.trace), limits_for("port")
+
+        def judged(floor: NoiseFloor) -> list[Edge]:
+            found = measure_recorded(errors, floor)
+            return [judge("golden", EXACT, "port", each, limits, output) for output, each in found.items()]
+
+        edges = drawn(judged, lambda _: limits, self._in_float64)
+        return self.locator.locate(Rung(EXACT, exact), edges, self.ladder)
+
+    def _in_float64(self, rounds: int) -> NoiseFloor:
+        return self.ladder.floor(rounds).in_float64
 
     def judge(self, rung: Rung) -> None:
-        """Hold a rung against what it is compared to, and find the stage if it fails; one without a trace is an ERROR."""
+        """Hold a rung against what it is compared to, and find the stage if it fails; no trace is an ERROR."""
         judged = len(self.edges)
+        if rung.name == EXACT and self.oracle.name == EXACT:
+            return  # it stands in for the original, and was held against the recording
         if rung.recorded:
             self._compare(rung, rung.recorded)
         else:
@@ -137,7 +166,7 @@ class Findings:
         floor = self.ladder.floor()
         generation = None
         if rung.name != EXACT:
-            noise = None if quantized else partial(_tie, floor)
+            noise = None if quantized else partial(tie, floor)
             generation = compare_generation(rung.name, self.oracle.trace.of(recorded.inputs), recorded.trace, noise)
             if generation.of:  # prompts made for situations are not generated from
                 self.generation.append(asdict(generation))
@@ -154,7 +183,7 @@ class Findings:
         if quantized:
             edges = self._quantized(rung, comparison)
         else:
-            scaled = (lambda rounds: self.ladder.floor(rounds).in_float64) if rung.name == EXACT else self.ladder.floor
+            scaled = self._in_float64 if rung.name == EXACT else self.ladder.floor
             limits = limits_for(comparison.question)
             edges = comparison.drawn(lambda _: limits, scaled)
         numbers = self._numbers(rung, recorded.trace.of(self.shared)) if rung.name != EXACT else None
@@ -185,8 +214,13 @@ class Findings:
             faithful = [self._edge(rung.name, "fidelity", f"{rung.name} in PyTorch", cause)]
         sound = worst(edge.verdict for edge in faithful) is Verdict.PASS
         cost = [
-            over_budget(replace(edge, own_loss=own.get(edge.output, {}), budget=self._budget(rung.name, edge.output)), sound=sound)
-            for edge in replace(comparison, question="quality", generation=None).judged(partial(self._affords, rung.name))
+            over_budget(
+                replace(edge, own_loss=own.get(edge.output, {}), budget=self._budget(rung.name, edge.output)),
+                sound=sound,
+            )
+            for edge in replace(comparison, question="quality", generation=None).judged(
+                partial(self._affords, rung.name)
+            )
         ]
         return [*faithful, *cost]
 
@@ -215,7 +249,9 @@ class Findings:
         return recipe.encoder if recipe.encoder and output == ENCODER else recipe
 
     def _error(self, name: str, cause: str | None) -> None:
-        self.edges.append(self._edge(name, question_of(name) if name in UNQUANTIZED else "quality", self.reference, cause))
+        self.edges.append(
+            self._edge(name, question_of(name) if name in UNQUANTIZED else "quality", self.reference, cause)
+        )
 
     def _edge(self, name: str, question: Question, reference: str, cause: str | None) -> Edge:
         return Edge(reference=reference, candidate=name, question=question, verdict=Verdict.ERROR, cause=cause)
@@ -223,7 +259,8 @@ class Findings:
     def report(self) -> Report:
         """The record of whatever was reached. Rungs that were asked for and not reached are ERRORs."""
         reached = {edge.candidate for edge in self.edges}
-        for name in self.request.plan.rungs:
+        held = (EXACT,) if self.request.golden else ()
+        for name in dict.fromkeys((*held, *self.request.plan.rungs)):
             if name not in reached:
                 self._error(name, self.cause or "not reached")
         return Report(
@@ -240,11 +277,6 @@ class Findings:
             conditioning={name: {**asdict(found), "ill": found.ill} for name, found in self.conditioning.items()},
             streamed=self.streaming.to_json() if self.streaming else None,
         )
-
-
-def _tie(floor: NoiseFloor, prompt: str) -> float:
-    """How far apart two logits may be, of a prompt, that float32 evaluation can bring into the other order."""
-    return next(limit.most for limit in ROUNDING_LIMITS if limit.metric == "worst_position_ratio") * floor.logit_noise(prompt)
 
 
 def _own_loss(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from models.registry import Model
 from parity import environment, isolated
 from parity.artifacts.forms import read_precisions
 from parity.artifacts.making import Artifacts, Made, Making
-from parity.convert.float_file import Export, FloatFile, default_cache_length, rope_facts
-from parity.convert.quantize import WeightPrecision, summarize
 from parity.compare.floor import FIRST_DRAWS, NoiseFloor
 from parity.compare.limits import EXACT
 from parity.compare.roundings import least_floors
+from parity.convert.float_file import Export, FloatFile, default_cache_length, rope_facts
+from parity.convert.quantize import WeightPrecision, summarize
 from parity.convert.recipes import DEFAULT_RECIPE, Recipe, get_recipe, with_encoder
 from parity.errors import ParityError, PromptError, UsageError
+from parity.fidelity import RoundedRung
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.memory import Streaming
 from parity.progress import Reporter
@@ -33,7 +34,6 @@ from parity.runners.litert import LiteRT
 from parity.runners.noise import Draws, measured, read_floor
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
-from parity.runners.rounded import Rounded
 from parity.runners.streamed_files import StreamedFiles
 from parity.weights import Weights
 from parity.weights.published import published
@@ -227,9 +227,9 @@ class Ladder:
             ParityError, ModelError: it could not be run to its end.
         """
         if self._exact is None:
-            ours = Reauthored(*self._ours, name=EXACT, precision="float64")
+            ours = Reauthored(*self.ours, name=EXACT, precision="float64")
             asked = {"family": ours.family, "cache_lengths": ours.cache_lengths}
-            self._exact = replace(self, generate=0)._recording(ours, None, asked, original=False)
+            self._exact = replace(self, generate=0).recording(ours, None, asked, original=False)
         return self._exact
 
     def floor(self, rounds: int = 0) -> NoiseFloor:
@@ -239,8 +239,8 @@ class Ladder:
             ParityError, ModelError: the port could not be run to its end.
         """
         self.exact()
-        noisy = Reauthored(*self._ours, name="noise floor", at_once=True, noisy=True)
-        self._floor = self._drawn(self._floor, rounds, noisy, self.inputs, self.scratch / f"{EXACT}.safetensors", {})
+        noisy = Reauthored(*self.ours, name="noise floor", at_once=True, noisy=True)
+        self._floor = self.drawn(self._floor, rounds, noisy, self.inputs, self.scratch / f"{EXACT}.safetensors", {})
         return self._floor
 
     def rounded(self, rung: Rung) -> RoundedRung:
@@ -251,7 +251,7 @@ class Ladder:
         """
         return RoundedRung(self, rung)
 
-    def _drawn(
+    def drawn(
         self,
         known: NoiseFloor | None,
         rounds: int,
@@ -281,7 +281,7 @@ class Ladder:
             isolated.run(runner.name, job, progress, PATIENCE)
 
     @property
-    def _ours(self) -> tuple[str, Path, tuple[int, ...], int, frozenset[int]]:
+    def ours(self) -> tuple[str, Path, tuple[int, ...], int, frozenset[int]]:
         """What the re-authored model is run with."""
         lengths = tuple(export.cache_length for export in self.exports)
         return self.model.family.name, self.weights.folder, lengths, TORCH_THREADS, self.end_tokens
@@ -327,16 +327,16 @@ class Ladder:
         """What an earlier run of the original has recorded, or this one."""
         if self.remote_code or runner.folder != self.weights.folder:
             return self.run(runner, guide)  # code that nobody has hashed decides what it gives
-        return self._recording(runner, guide, {}, original=True)
+        return self.recording(runner, guide, {}, original=True)
 
     def _reauthored(self, guide: Guide | None) -> Recorded:
         """What an earlier run of the port has recorded, or this one."""
         # Token by token is the exact port's; here the continuation goes through the cache at once.
-        ours = Reauthored(*self._ours, at_once=True)
+        ours = Reauthored(*self.ours, at_once=True)
         asked = {"family": ours.family, "cache_lengths": ours.cache_lengths, "end_tokens": sorted(ours.end_tokens)}
-        return self._recording(ours, guide, asked, original=False)
+        return self.recording(ours, guide, asked, original=False)
 
-    def _recording(
+    def recording(
         self, runner: Original | Reauthored, guide: Guide | None, asked: Mapping[str, Any], *, original: bool
     ) -> Recorded:
         path = self.scratch / f"{runner.name}.safetensors"  # where ``record`` puts it
@@ -419,42 +419,6 @@ class Ladder:
             "cache_length": self.exports[0].cache_length,
             **({"rope_regimes": regimes} if any(regimes) else {}),
         }
-
-
-class RoundedRung:
-    """PyTorch with the numbers of one quantized rung: what it gives in float64, and the noise floor of that."""
-
-    def __init__(self, ladder: Ladder, rung: Rung) -> None:
-        self.inputs = rung.recorded.inputs if rung.recorded else ladder.inputs
-        self._ladder = replace(ladder, inputs=self.inputs, generate=0, _exact=None, _floor=None)
-        self._rung = rung
-        self._dynamic = any(weight.dynamic for weight in rung.stored)
-        self._whole = ladder
-        self._floor: NoiseFloor | None = None
-        self.name = f"{rung.name} in PyTorch"
-        #: Of a streamed rung there is no file: then its weights are rounded anew.
-        self._asked = {"file": rung.artifact.get("sha256"), "stored": [asdict(weight) for weight in rung.stored]}
-        self.trace = self._recorded().trace
-
-    def _runner(self, **how: Any) -> Rounded:
-        file = self._rung.paths[0] if self._rung.paths else None
-        names = self._ladder.files[0].names if file else ()
-        return Rounded(
-            *self._ladder._ours, at_once=True, stored=self._rung.stored, file=file, names=names, **how
-        )
-
-    def _recorded(self) -> Recorded:
-        runner = self._runner(name=self.name, precision="float64")
-        return self._ladder._recording(runner, None, self._asked, original=False)
-
-    def floor(self, rounds: int = 0) -> NoiseFloor:
-        """Its noise floor. Weights alone leave the model as well conditioned as it was; activations do not."""
-        if not self._dynamic:
-            return self._whole.floor(rounds)
-        noisy = self._runner(name=f"{self.name}, noise floor", noisy=True)
-        exact = self._ladder.scratch / f"{self.name}.safetensors"
-        self._floor = self._ladder._drawn(self._floor, rounds, noisy, self.inputs, exact, self._asked)
-        return self._floor
 
 
 def _load_strictly(family: str, folder: Path, progress: isolated.Progress) -> None:

@@ -23,7 +23,7 @@ from parity.compare.limits import EXACT
 from parity.errors import UsageError
 from parity.files import scratch_folder
 from parity.findings import Findings
-from parity.golden import GoldenStore, Recording, Reference
+from parity.golden import Golden, GoldenStore, Recording
 from parity.inputs import Inputs, Prompt, PromptSet, read_prompts, tokenize
 from parity.ladder import ORIGINALS, Ladder, Plan, Rung, fit
 from parity.memory import Streaming, streaming
@@ -111,8 +111,8 @@ def check(request: Request, reporter: Reporter) -> Report:
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, artifacts, scratch, reporter)
         findings.streaming = ladder.streaming = _streaming(request, ladder)
         with ladder.converting() as converting:
-            reference = findings.referred(*_refer(request, ladder), ladder)
-            for rung in ladder.rungs(converting, reference.trace.said):
+            said = findings.referred(_refer(request, ladder), ladder)
+            for rung in ladder.rungs(converting, said):
                 findings.judge(rung)
     return findings.report()
 
@@ -135,7 +135,7 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
         inputs = _read(request, weights, anew, scratch, reporter)
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, anew, scratch, reporter)
         oracle, _ = ladder.original()
-    return store.record(request.name, weights, inputs, Reference("original64", oracle.trace))
+    return store.record(request.name, weights, inputs, oracle.trace)
 
 
 def verify_golden(request: Request, store: GoldenStore, reporter: Reporter) -> None:
@@ -307,11 +307,10 @@ def _streaming(request: Request, ladder: Ladder) -> Streaming | None:
     return found
 
 
-def _refer(request: Request, ladder: Ladder) -> tuple[Reference, tuple[Recorded, Recorded] | None]:
-    """What everything is compared to: the recording, or the oracle and the original's own noise."""
-    if request.golden:
-        recorded = request.golden.replay(request.name, ladder.weights, ladder.inputs)
-        recorded.trace.check(ladder.inputs, ladder.config.vocab_size, "the recording", ladder.generate)
-        return recorded, None
-    oracle, original = ladder.original()
-    return Reference("original64", oracle.trace), (oracle, original)
+def _refer(request: Request, ladder: Ladder) -> Golden | tuple[Recorded, Recorded]:
+    """What everything is compared to: the recording, or the oracle, with the original beside it."""
+    if not request.golden:
+        return ladder.original()
+    recording = request.golden.replay(request.name, ladder.weights, ladder.inputs)
+    recording.check(ladder.inputs, ladder.config.vocab_size, ladder.generate)
+    return recording

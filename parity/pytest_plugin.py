@@ -1,4 +1,4 @@
-"""The ladder as tests: ``pytest -m parity --model=phi4``, one test per preset and edge.
+"""The ladder as tests: ``pytest -m parity --model=phi4``, one test per preset, rung and question.
 
 Load it from the root ``conftest.py`` (``pytest_plugins = ["parity.pytest_plugin"]``) or with
 ``-p parity.pytest_plugin``.
@@ -14,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from models.registry import Model
+    from parity.compare.limits import Question
     from parity.compare.verdict import Edge
     from parity.pipeline import Request
     from parity.report.record import Report
@@ -25,13 +26,15 @@ class EdgeUnderTest:
 
     report: Report
     rung: str
+    question: Question
     output: str
 
     @property
     def edge(self) -> Edge:
         """The edge; where a rung did not get as far as to have this one, the ERROR that it has instead."""
         edges = [edge for edge in self.report.edges if edge.candidate == self.rung]
-        return next((edge for edge in edges if edge.output == self.output), edges[-1])
+        wanted = (edge for edge in edges if (edge.question, edge.output) == (self.question, self.output))
+        return next(wanted, next((edge for edge in edges if edge.verdict == "ERROR"), edges[-1]))
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -43,7 +46,7 @@ class EdgeUnderTest:
 
     def __str__(self) -> str:
         edge = self.edge
-        named = f"{edge.reference} -> {edge.candidate} {self.output}"
+        named = f"{edge.reference} -> {edge.candidate} {self.output}, {self.question}"
         lines = [f"{self.report.model}: {named}: {edge.verdict} ({edge.cause})"]
         lines += [f"  {name:28} {value}" for name, value in self.figures.items()]
         lines += [f"  limit {name:22} {bound}" for name, bound in edge.limits.items()]
@@ -61,6 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--recipe", action="append", default=[], help="quantization recipe; repeatable; all for all six")
     group.addoption("--prompts", help="prompt set")
+    group.addoption("--budget", action="append", default=[], help="what a recipe may cost: a tier, or METRIC=VALUE")
     group.addoption("--no-cache", action="store_true", help="neither take anything from earlier runs nor keep anything")
     group.addoption("--update-golden", action="store_true", help="record goldens anew for the selected models")
 
@@ -79,13 +83,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     requests: list[Request] = metafunc.config.stash[_REQUESTS]
     if "parity_edge" in metafunc.fixturenames:
         cases = [
-            (request, rung, output)
+            (request, rung, question, output)
             for request in requests
             for rung in request.plan.rungs
+            for question in _questions(rung)
             for output in (("encoder", "logits") if request.model.encodes else ("logits",))
         ]
         ids = [
-            f"{request.name}-{rung}" + ("" if output == "logits" else f"-{output}") for request, rung, output in cases
+            f"{request.name}-{rung}-{question}" + ("" if output == "logits" else f"-{output}")
+            for request, rung, question, output in cases
         ]
         metafunc.parametrize("parity_edge", cases, ids=ids, indirect=True, scope="session")
     if "parity_request" in metafunc.fixturenames:
@@ -95,7 +101,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def parity_edge(request: pytest.FixtureRequest) -> EdgeUnderTest:
     """The edge of one model and rung; the model's ladder is run once for all its edges."""
-    wanted, rung, output = request.param
+    wanted, rung, question, output = request.param
     reports = request.config.stash[_REPORTS]
     if wanted.name not in reports:
         from rich.console import Console
@@ -104,7 +110,14 @@ def parity_edge(request: pytest.FixtureRequest) -> EdgeUnderTest:
         from parity.progress import Reporter
 
         reports[wanted.name] = check(wanted, Reporter(Console(stderr=True), quiet=True))
-    return EdgeUnderTest(reports[wanted.name], rung, output)
+    return EdgeUnderTest(reports[wanted.name], rung, question, output)
+
+
+def _questions(rung: str) -> tuple[Question, ...]:
+    """What is asked of a rung, as far as its name tells."""
+    from parity.compare.limits import UNQUANTIZED, question_of
+
+    return (question_of(rung),) if rung in UNQUANTIZED else ("fidelity", "quality")
 
 
 _REPORTS: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
@@ -122,6 +135,7 @@ def _models(names: list[str]) -> list[Model]:
 
 def _request(config: pytest.Config, model: Model) -> Request:
     from parity.artifacts.cache import ArtifactCache
+    from parity.budget import budget_of
     from parity.convert.recipes import RECIPES
     from parity.pipeline import Request
 
@@ -131,6 +145,7 @@ def _request(config: pytest.Config, model: Model) -> Request:
         weights=config.getoption("--weights"),
         prompts=config.getoption("--prompts"),
         recipes=tuple(RECIPES) if "all" in recipes else recipes,
+        budget=budget_of(config.getoption("--budget")),
         cache=None if config.getoption("--no-cache") else ArtifactCache.default(),
     )
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from parity.errors import RungError
 from parity.files import whole_file
-from parity.inputs import Inputs
+from parity.inputs import Inputs, TokenizedPrompt
 
 #: How many of the best tokens are kept of every generated step.
 BEST = 5
@@ -179,13 +179,8 @@ class Trace:
             raise RungError(f"{who} answered a prompt {extra[0]} that is not in {inputs.name}; run it again")
         for prompt in inputs.prompts:
             trace = self.prompts[prompt.id]
-            _check_steps(trace.steps, vocab_size, f"{who}, prompt {prompt.id}, generation")
-            wanted, free = (generate, True) if guide is None else (len(guide[prompt.id]), False)
-            wanted = wanted if prompt.generates else 0
-            ended = free and len(trace.steps) > 0 and bool(trace.steps.ends[-1])
-            if not ended and wanted not in (None, len(trace.steps)):
-                made = len(trace.steps)
-                raise RungError(f"{who}, prompt {prompt.id}: {made} tokens generated, not {wanted}; run it again")
+            led = None if guide is None else len(guide[prompt.id])
+            check_generated(trace.steps, prompt, vocab_size, who, generate, led)
             for phase, count in zip(PHASES, (prompt.prefilled, prompt.decoded), strict=True):
                 where = f"{who}, prompt {prompt.id}, {phase}"
                 _check_rows(getattr(trace, phase), (count, vocab_size), "logits", "positions", where)
@@ -195,6 +190,29 @@ class Trace:
             if trace.encoded is not None:
                 where, width = f"{who}, prompt {prompt.id}, encoder", trace.encoded.shape[-1]
                 _check_rows(trace.encoded, (prompt.encoded_rows, width), "rows", "rows", where)
+
+
+def check_generated(
+    steps: Steps,
+    prompt: TokenizedPrompt,
+    vocab_size: int,
+    who: str,
+    generate: int | None = None,
+    led: int | None = None,
+) -> None:
+    """Refuse choices that are none, or not as many as were asked for.
+
+    That is ``generate``, unless the text ends before, or as many as a guide ``led`` along.
+
+    Raises:
+        RungError: what is wrong, and at which prompt.
+    """
+    _check_steps(steps, vocab_size, f"{who}, prompt {prompt.id}, generation")
+    wanted = generate if led is None else led
+    wanted = wanted if prompt.generates else 0
+    ended = led is None and len(steps) > 0 and bool(steps.ends[-1])
+    if not ended and wanted not in (None, len(steps)):
+        raise RungError(f"{who}, prompt {prompt.id}: {len(steps)} tokens generated, not {wanted}; run it again")
 
 
 def _check_steps(steps: Steps, vocab_size: int, where: str) -> None:

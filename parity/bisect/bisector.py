@@ -1,13 +1,13 @@
 """Where did it break? Every stage of a rung fed what the reference's stages made, one job a side.
 
-The port against the original: the oracle gives the inputs, and the float32 original, fed with the same, the noise floor;
-of the exact port, that in units of float64. A file against the exact port: that gives the inputs, draws of float32 noise
-the floor, and the file is taken apart into one signature a stage.
+The port against the original: the oracle gives the inputs, and the float32 original, fed with the same, the noise
+floor; of the exact port, that in units of float64. A file against the exact port: that gives the inputs, draws of
+float32 noise the floor, and the file is taken apart into one signature a stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,19 +23,22 @@ from parity.compare.bisect import (
     broken_stages,
     conclude,
     judge_floats,
-    judge_recipe,
     with_signatures,
     with_stored,
 )
 from parity.compare.floor import IN_FLOAT64
-from parity.compare.limits import EXACT, PORT_LIMITS, STAGE_LIMITS, Limit, stage_limits
-from parity.convert.recipes import Recipe, weight_bits
-from parity.errors import RungError
+from parity.compare.limits import EXACT, PORT_LIMITS, STAGE_LIMITS, Limit
+from parity.convert.quantize import WeightPrecision
+from parity.convert.recipes import Recipe
+from parity.convert.stages import StagedFile
+from parity.convert.stored import Numbers
 from parity.ladder import Ladder
 from parity.runners.boundaries import measure_original, record_boundaries
 from parity.runners.original import Original
 from parity.runners.precision import Precision
-from parity.trace import SIGNATURES, STAGE_PHASES, Phase
+from parity.runners.reauthored import Reauthored
+from parity.runners.rounded import Rounded
+from parity.trace import SIGNATURES
 from parity.weights.published import published
 
 T = TypeVar("T")
@@ -59,6 +62,7 @@ class Bisector:
         self.ladder = ladder
         self.keeping = keeping
         self._staged: FileSide | None = None
+        self._files: tuple[StagedFile, ...] = ()
 
     def port(self) -> Found:
         """The exact port against the oracle, both in float64.
@@ -86,15 +90,9 @@ class Bisector:
             floor = self._run("original, stage by stage", partial(measure_original, original, inputs, scratch))
         # The original places the rows of pictures as it embeds words: one boundary of its own for two of ours.
         floor = {**floor, **{at._replace(stage="place"): noise for at, noise in floor.items() if at.stage == "embed"}}
-        mine = ReauthoredSide(
-            family=ladder.model.family.name,
-            folder=ladder.weights.folder,
-            cache_lengths=tuple(export.cache_length for export in ladder.exports),
-            threads=threads,
-            inputs=inputs,
-            boundaries=scratch,
-            precision=precision,
-        )
+        lengths = tuple(export.cache_length for export in ladder.exports)
+        ours = Reauthored(ladder.model.family.name, ladder.weights.folder, lengths, threads, precision=precision)
+        mine = ReauthoredSide(ours=ours, inputs=inputs, boundaries=scratch)
         own, chained = self._run(f"{rung}, stage by stage", mine.measure)
         unit = IN_FLOAT64 if precision == "float64" else 1.0
         bisection = self._conclude(rung, "original64", judge_floats(own, chained, floor, limits, unit))
@@ -117,33 +115,43 @@ class Bisector:
         return self._found(bisection, partial(side.keep, "float", paths))
 
     def recipe(self, recipe: Recipe) -> Found:
-        """The diagnostic file after a recipe against the re-authored model.
+        """The diagnostic file after a recipe against PyTorch with the numbers that it stores.
 
         Raises:
             ParityError, ModelError: the diagnostic file could not be made, quantized or run.
         """
-        side = self._file_side()
         paths: list[Path] = []
-        stored: list[tuple[str, Mapping[str, float]]] = []
-        for each in side.files:
+        stored: list[WeightPrecision] = []
+        for each in self._file_side().files:
             path = each.file.path.with_name(f"staged_quantized_{each.layout.cache_length}.tflite")
             with (
                 self.ladder.reporter.step(f"quantizing to {recipe.name}") as progress,
                 self.ladder.artifacts.quantized_file(each.file, recipe, path) as making,
             ):
-                found = making.result(progress).value
-            stored += [(weight.name, weight.rounding.metrics) for weight in found if weight.rounding]
+                stored += making.result(progress).value
             paths.append(path)
+        source = self._file_side().files[0].file
+        numbers = Numbers(paths[0], source.path, source.names)
+        ours = Rounded(*self._ours, stored=tuple(stored), numbers=numbers)
+        side = self._recorded(f"{recipe.name} in PyTorch", ours, self.ladder.scratch / recipe.name)
         own, chained = self._run(f"{recipe.name}, stage by stage", partial(side.measure, recipe.name, paths))
-        limits = {phase: stage_limit(recipe, phase) for phase in STAGE_PHASES}
-        bisection = self._conclude(recipe.name, EXACT, judge_recipe(own, chained, limits))
-        bisection = with_stored(bisection, broken_stages(stored))
+        rows = judge_floats(own, chained, side.floor, STAGE_LIMITS)
+        bisection = self._conclude(recipe.name, f"{recipe.name} in PyTorch", rows)
+        read = [(weight.name, weight.rounding.metrics) for weight in stored if weight.rounding]
+        bisection = with_stored(bisection, broken_stages(read))
         return self._found(bisection, partial(side.keep, recipe.name, paths))
 
+    @property
+    def _ours(self) -> tuple[str, Path, tuple[int, ...], int]:
+        """What the re-authored model is run with."""
+        ladder = self.ladder
+        lengths = tuple(export.cache_length for export in ladder.exports)
+        return ladder.model.family.name, ladder.weights.folder, lengths, ladder.threads
+
     def _file_side(self) -> FileSide:
-        """The diagnostic files, what the re-authored model makes of their calls in float64, and its noise."""
+        """The diagnostic files, what the exact port makes of their calls, and its noise."""
         if self._staged is None:
-            ladder, family = self.ladder, self.ladder.model.family.name
+            ladder = self.ladder
             files = []
             for export in ladder.exports:
                 destination = ladder.scratch / f"staged_{export.cache_length}.tflite"
@@ -152,19 +160,24 @@ class Bisector:
                     ladder.artifacts.staged_file(ladder.model, ladder.weights, export, destination) as making,
                 ):
                     files.append(making.result(progress).value)
-            side = FileSide(
-                family=family,
-                folder=ladder.weights.folder,
-                files=tuple(files),
-                threads=ladder.threads,
-                inputs=ladder.inputs,
-                calls=ladder.scratch,
-                config=ladder.config,
-            )
-            self._run("reauthored in float64, stage by stage", side.record)
-            floor, whole_floor = self._run("noise floor, stage by stage", side.measure_floor)
-            self._staged = replace(side, floor=floor, whole_floor=whole_floor)
+            self._files = tuple(files)
+            self._staged = self._recorded(EXACT, Reauthored(*self._ours), ladder.scratch)
         return self._staged
+
+    def _recorded(self, name: str, ours: Reauthored, calls: Path) -> FileSide:
+        """A side of the diagnostic files, with what ``ours`` makes of their calls and the noise of that."""
+        calls.mkdir(exist_ok=True)
+        side = FileSide(
+            ours=ours,
+            files=self._files,
+            threads=self.ladder.threads,
+            inputs=self.ladder.inputs,
+            calls=calls,
+            config=self.ladder.config,
+        )
+        self._run(f"{name}, stage by stage", side.record)
+        floor, whole_floor = self._run(f"noise floor of {name}, stage by stage", side.measure_floor)
+        return replace(side, floor=floor, whole_floor=whole_floor)
 
     def _conclude(self, rung: str, reference: str, rows: tuple[StageErrors, ...]) -> Bisection:
         return conclude(rung, reference, [prompt.id for prompt in self.ladder.inputs.prompts], rows)
@@ -179,16 +192,3 @@ class Bisector:
     def _run(self, what: str, job: Callable[[isolated.Progress], T]) -> T:
         with self.ladder.reporter.step(what) as progress:
             return isolated.run(what, job, progress).value
-
-
-def stage_limit(recipe: Recipe, phase: Phase) -> Limit:
-    """What the recipe, or the one that encoders have instead, may cost a stage.
-
-    Raises:
-        RungError: no limit is known.
-    """
-    by = recipe.encoder if recipe.encoder and phase == "encode" else recipe
-    limits = stage_limits(by.name, weight_bits(by))
-    if not limits:
-        raise RungError(f"no limits are known for {by.name}; measure some and add them to the table")
-    return limits[0]

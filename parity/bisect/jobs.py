@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from parity.errors import RungError
 from parity.inputs import Inputs
 from parity.runners.boundaries import read_rows
 from parity.runners.precision import Precision
+from parity.runners.reauthored import Reauthored
 from parity.runners.stages import Stages, Whole, torch_stages, walk
 
 Measurements = dict[Place, Measured]
@@ -36,15 +37,11 @@ Expecting = Callable[[int], Reference]
 
 @dataclass(frozen=True, kw_only=True)
 class ReauthoredSide:
-    """The re-authored model between the boundaries of an original, which lie in ``boundaries``."""
+    """``ours``, the re-authored model, between the boundaries of an original, which lie in ``boundaries``."""
 
-    family: str
-    folder: Path
-    cache_lengths: tuple[int, ...]
-    threads: int
+    ours: Reauthored
     inputs: Inputs
     boundaries: Path
-    precision: Precision = "float32"
 
     def measure(self, progress: isolated.Progress) -> tuple[Measurements, Measurements]:
         """A job: each stage's own error, and the accumulated one."""
@@ -57,7 +54,7 @@ class ReauthoredSide:
             return _keep(config, models, self.inputs, partial(self._expected, config), place, progress)
 
     def _open(self) -> AbstractContextManager[tuple[ModelConfig, Sequence[Stages]]]:
-        return torch_stages(self.family, self.folder, self.cache_lengths, self.threads, precision=self.precision)
+        return torch_stages(self.ours)
 
     def _expected(self, config: ModelConfig, number: int) -> RowsReference:
         return RowsReference(read_rows(self.boundaries, number), config, self.inputs.prompts[number])
@@ -65,14 +62,13 @@ class ReauthoredSide:
 
 @dataclass(frozen=True, kw_only=True)
 class FileSide:
-    """Files against the re-authored model, whose calls in float64 lie in ``calls``. One file for each cache length.
+    """Files against ``ours``, the model in PyTorch, whose calls in float64 lie in ``calls``. One file a cache length.
 
-    ``files`` are those with a signature for every stage; ``floor`` is what the re-authored model in float32 is off,
-    stage by stage, and ``whole_floor`` call by call.
+    ``files`` are those with a signature for every stage; ``floor`` is how far draws of float32 noise are off, stage by
+    stage, and ``whole_floor`` call by call.
     """
 
-    family: str
-    folder: Path
+    ours: Reauthored
     files: tuple[StagedFile, ...]
     threads: int
     inputs: Inputs
@@ -82,8 +78,8 @@ class FileSide:
     whole_floor: Measurements = field(default_factory=dict)
 
     def record(self, progress: isolated.Progress) -> None:
-        """A job: what the re-authored model makes of the files' calls in float64, stage by stage."""
-        with self._reauthored("float64") as (config, models):
+        """A job: what the model makes of the files' calls in float64, stage by stage."""
+        with self._stages(precision="float64") as (config, models):
             for number, prompt in enumerate(self.inputs.prompts):
                 progress(number, len(self.inputs.prompts))
                 recorder = Recorder()
@@ -92,9 +88,9 @@ class FileSide:
                 recorder.save(self._calls(number))
 
     def measure_floor(self, progress: isolated.Progress) -> tuple[Measurements, Measurements]:
-        """A job: the noise of stages, each fed what the port in float64 has made, and that of calls one after the other."""
+        """A job: the noise of stages, each fed what float64 has made, and that of calls one after the other."""
         stages, calls = [], []
-        with self._reauthored("float32", noisy=True) as (config, models):
+        with self._stages(noisy=True) as (config, models):
             whole = [Whole(each) for each in models]
             for _ in range(FIRST_DRAWS):
                 stages.append(_measure(config, models, self.inputs, self._expected, progress)[0])
@@ -122,20 +118,18 @@ class FileSide:
     def keep_whole(self, paths: Sequence[Path], place: Place, progress: isolated.Progress) -> Sample:
         """A job: the call of the real files that is furthest off, each given what the re-authored model was."""
         with (
-            self._reauthored("float32") as (_, models),
+            self._stages() as (_, models),
             real_files("float", self._at(paths), self.threads) as files,
         ):
             live = LiveReference({each.cache_length: Whole(each) for each in models})
             return _keep(self.config, files, self.inputs, lambda _: live, place, progress)
 
-    def _reauthored(
-        self, precision: Precision, *, noisy: bool = False
+    def _stages(
+        self, *, precision: Precision = "float32", noisy: bool = False
     ) -> AbstractContextManager[tuple[ModelConfig, Sequence[Stages]]]:
         layouts = [file.layout for file in self.files]
-        lengths = [layout.cache_length for layout in layouts]
-        return torch_stages(
-            self.family, self.folder, lengths, self.threads, precision=precision, layouts=layouts, noisy=noisy
-        )
+        lengths = tuple(layout.cache_length for layout in layouts)
+        return torch_stages(replace(self.ours, cache_lengths=lengths, precision=precision, noisy=noisy), layouts)
 
     def _at(self, paths: Sequence[Path]) -> list[tuple[Path, StagedFile]]:
         return list(zip(paths, self.files, strict=True))

@@ -15,6 +15,7 @@ from parity import isolated
 from parity.bisect.bisector import Found
 from parity.bisect.watching import tensor_errors
 from parity.compare.bisect import Measured
+from parity.compare.limits import EXACT
 from parity.convert.float_file import Export, FloatFile, for_export, write_file
 from parity.convert.quantize import quantize
 from parity.convert.recipes import get_recipe, with_encoder
@@ -22,6 +23,8 @@ from parity.errors import RungError, UsageError
 from parity.files import scratch_folder, whole_folder
 from parity.progress import Reporter
 from parity.runners.driver import Tensor
+from parity.runners.precision import Precision
+from parity.runners.reauthored import Reauthored
 from parity.runners.stages import refusals, signature_name, torch_stages
 from parity.trace import SIGNATURES
 from parity.weights import LOCAL, Weights, kind_of, resolve
@@ -30,6 +33,8 @@ Tensors = Mapping[str, Tensor]
 
 FACTS = "reproduction.json"
 TENSORS = ("inputs", "expected", "got")
+#: Rungs that run in PyTorch.
+_OURS = (EXACT, "reauthored")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +166,12 @@ def replay(folder: Path, reporter: Reporter) -> Replayed:
     from models import registry
 
     model = registry.get(it.model)
-    isolated.prepare(converter=it.rung != "reauthored")
+    isolated.prepare(converter=it.rung not in _OURS)
     with reporter.step(f"{it.model}: weights") as progress:
         weights = resolve(model, it.weights, progress, reporter.note)
     if weights.sha256 != it.sha256:
         raise UsageError(f"the weights of {it.model} have changed since {folder} was made; bisect again")
-    again = _run_reauthored if it.rung == "reauthored" else _run_converted
+    again = _run_reauthored if it.rung in _OURS else _run_converted
     with reporter.step(f"{it.rung}: {it.stage}") as progress:
         made = again(it, model.family.name, weights, inputs, progress)
     return Replayed(it, _error(expected, got), _error(expected, made))
@@ -210,7 +215,8 @@ def _reauthored(
     it: Reproduction, family: str, folder: Path, inputs: Tensors, progress: isolated.Progress
 ) -> dict[str, Tensor]:
     progress(0, 1)
-    with torch_stages(family, folder, [it.cache_length], 1) as (_, (model,)):
+    precision: Precision = "float64" if it.rung == EXACT else "float32"
+    with torch_stages(Reauthored(family, folder, (it.cache_length,), precision=precision)) as (_, (model,)):
         steps = {step.name: step for step in model.steps(it.entry, it.length)}
         if it.stage not in steps:
             raise RungError(f"{it.entry} has no stage {it.stage} any more; bisect again")

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.authoring.stage import stage_of
-from parity.compare.limits import SIBLING_RATIO, STORED_LIMITS, UNIT_ROUNDOFF, Limit
+from parity.compare.limits import STORED_LIMITS, UNIT_ROUNDOFF, Limit
 from parity.compare.metrics import Array
 from parity.trace import SIGNATURES, STAGE_PHASES, Phase
 
@@ -116,7 +115,7 @@ Measurements = Mapping[Place, Measured]
 
 @dataclass(frozen=True, kw_only=True)
 class StageErrors:
-    """One row of the table. ``limit`` is what ``own`` may be; ``floor`` what a float stage is measured in.
+    """One row of the table. ``limit`` is what ``own`` may be; ``floor`` what it is measured in.
 
     ``worst_ratio`` is that of its worst row to the floor's worst.
     """
@@ -126,15 +125,15 @@ class StageErrors:
     entering: float
     own: float
     leaving: float
-    floor: float | None
+    floor: float
     limit: float
     worst_ratio: float | None = None
     bad: bool
 
     @property
     def ratio(self) -> float:
-        """``own`` in units of the floor; where precision was given away on purpose, as a share of the limit."""
-        return self.own / (self.floor or self.limit)
+        """``own`` in units of the floor."""
+        return self.own / self.floor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,30 +186,6 @@ def judge_floats(
     return tuple(rows)
 
 
-def judge_recipe(own: Measurements, chained: Measurements, limits: Mapping[Phase, Limit]) -> tuple[StageErrors, ...]:
-    """Hold the stages of a quantized rung against what its recipe may cost a stage.
-
-    Where none exceeds it, one that is far out among its siblings is still bad.
-    """
-    rows = [
-        StageErrors(
-            stage=place.stage,
-            phase=place.phase,
-            entering=entering,
-            own=own[place].rel_l2,
-            leaving=leaving,
-            floor=None,
-            limit=limits[place.phase].most,
-            bad=not limits[place.phase].holds(own[place].rel_l2),
-        )
-        for place, entering, leaving in _along(own, chained)
-    ]
-    if not any(row.bad for row in rows):
-        out = _out_of_line(rows)
-        rows = [replace(row, bad=row is out) for row in rows]
-    return tuple(rows)
-
-
 def _along(own: Measurements, chained: Measurements) -> list[tuple[Place, float, float]]:
     """The places in order, each with the error that enters and the one that leaves it."""
     found = []
@@ -224,16 +199,6 @@ def _along(own: Measurements, chained: Measurements) -> list[tuple[Place, float,
     return found
 
 
-def _out_of_line(rows: Sequence[StageErrors]) -> StageErrors | None:
-    """The stage that is furthest beyond its siblings, if it is beyond what siblings differ by."""
-    found: tuple[float, StageErrors | None] = (SIBLING_RATIO.most, None)
-    for row in rows:
-        others = [each.own for each in rows if each is not row and _kin(each) == _kin(row)]
-        if len(others) > 1 and row.own > found[0] * median(others):
-            found = (row.own / max(median(others), UNIT_ROUNDOFF), row)
-    return found[1]
-
-
 def _kin(row: StageErrors) -> tuple[Phase, str]:
     return row.phase, re.sub(r"\d+$", "", row.stage)
 
@@ -242,8 +207,8 @@ def together(rounds: Sequence[Measurements]) -> dict[Place, Measured]:
     """The floor of several draws: the root mean square of what each has measured."""
     return {
         place: Measured(
-            float(np.sqrt(np.mean([each[place].rel_l2**2 for each in rounds]))),
-            float(np.sqrt(np.mean([each[place].worst_row**2 for each in rounds]))),
+            float(np.sqrt(np.mean([each[place].rel_l2 ** 2 for each in rounds]))),
+            float(np.sqrt(np.mean([each[place].worst_row ** 2 for each in rounds]))),
         )
         for place in rounds[0]
     }
@@ -265,7 +230,7 @@ def conclude(rung: str, reference: str, prompts: Sequence[str], stages: tuple[St
 
 def _remark(first: StageErrors | None, stages: Sequence[StageErrors]) -> str:
     if first is None:
-        return "no stage is off when it is fed the reference's inputs, and no call: what is off is what rounding adds up to"
+        return "no stage is off, and no call, when it is given the reference's inputs: it is rounding that adds up"
     siblings = [row for row in stages if _kin(row) == _kin(first)]
     bad = [row.stage for row in siblings if row.bad]
     kind = first.stage.rpartition("_")[0] or first.stage

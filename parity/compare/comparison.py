@@ -17,6 +17,8 @@ from parity.trace import Trace
 
 #: The limits on each output.
 Limits = Callable[[Output], tuple[Limit, ...]]
+#: The noise floor after so many rounds of draws, each of which doubles them.
+Floors = Callable[[int], NoiseFloor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +58,21 @@ class Comparison:
         edges[-1] = with_generation(last, self.generation) if self.generation else last
         return edges
 
-    def drawn(self, limits: Limits, floor: Callable[[int], NoiseFloor]) -> list[Edge]:
-        """The edges, judged by a floor of as many draws as it takes: each ``floor`` has twice those of the last one."""
-        rounds = 0
-        while True:
-            drawn = floor(rounds)
-            edges = self.judged(limits, drawn)
-            open_ = any(undecided([edge], limits(edge.output)) for edge in edges)
-            if not open_ or drawn.exhausted:
-                return [_saying_the_draws(edge, limits(edge.output)) for edge in edges]
-            rounds += 1
+    def drawn(self, limits: Limits, floor: Floors) -> list[Edge]:
+        """The edges, judged by a floor of as many draws as it takes."""
+        return drawn(lambda found: self.judged(limits, found), limits, floor)
+
+
+def drawn(judged: Callable[[NoiseFloor], list[Edge]], limits: Limits, floor: Floors) -> list[Edge]:
+    """What is ``judged`` by a floor, with more rounds of draws as long as those could still change a verdict."""
+    rounds = 0
+    while True:
+        found = floor(rounds)
+        edges = judged(found)
+        still_open = any(undecided([edge], limits(edge.output)) for edge in edges)
+        if not still_open or found.exhausted:
+            return [_saying_the_draws(edge, limits(edge.output)) for edge in edges]
+        rounds += 1
 
 
 def _saying_the_draws(edge: Edge, limits: tuple[Limit, ...]) -> Edge:

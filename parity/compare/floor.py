@@ -17,11 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from parity.compare.limits import Limit
-from parity.compare.metrics import FAINT, Array, PositionErrors
+from parity.compare.limits import ROUNDING_LIMITS, Limit
+from parity.compare.metrics import FAINT, Array
 
 #: Draws of a run that is decided at once, and the most that an undecided one is given: each round doubles them.
 FIRST_DRAWS = 4
@@ -32,6 +33,16 @@ CONFIDENCE = 0.999
 IN_FLOAT64 = 2.0**-29
 #: A position amplifies rounding badly where its floor is so many times that of the typical position.
 ILL_CONDITIONED = 30.0
+
+
+class Distances(Protocol):
+    """What a floor must know of a comparison: squared L2 distances and sizes of the reference, per position ``[P]``."""
+
+    @property
+    def squared_error(self) -> Array: ...
+
+    @property
+    def squared_reference(self) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,12 @@ class NoiseFloor:
     prompts: Mapping[str, PromptNoise]
     least: Mapping[str, float]
     unit: float = 1.0
+    #: Where activations are rounded to integers. Then a difference in the last bit makes one of them another integer at
+    #: some positions and at others none, and few draws may have seen it nowhere. These are draws that have seen it
+    #: everywhere; the worst position is held against them.
+    dithered: NoiseFloor | None = None
+    #: Whether that may be the case, so that a ratio beyond its limit is not decided before all draws are made.
+    discrete: bool = False
 
     def __add__(self, other: NoiseFloor) -> NoiseFloor:
         return replace(self, prompts={name: noise + other.prompts[name] for name, noise in self.prompts.items()})
@@ -82,7 +99,7 @@ class NoiseFloor:
         """The same model's floor where it is evaluated in float64."""
         return replace(self, unit=self.unit * IN_FLOAT64)
 
-    def of(self, prompt: str, phase: str, errors: PositionErrors) -> Array:
+    def of(self, prompt: str, phase: str, errors: Distances) -> Array:
         """The floor ``[P]`` at the positions of ``errors``, an L2 distance as theirs."""
         squared = errors.squared_reference
         least = self.least[phase] ** 2 * np.maximum(squared, FAINT**2 * squared.mean())
@@ -90,14 +107,26 @@ class NoiseFloor:
         result: Array = self.unit * np.sqrt(np.maximum(drawn, least))
         return result
 
-    def ratios(self, prompt: str, phase: str, errors: PositionErrors) -> Array:
+    def ratios(self, prompt: str, phase: str, errors: Distances) -> Array:
         """Distances in units of the floor, ``[P]``. A reference of nothing but zeros gives no number, or infinity."""
         result: Array = np.sqrt(errors.squared_error) / self.of(prompt, phase, errors)
         return result
 
+    def worst_ratios(self, prompt: str, phase: str, errors: Distances) -> Array:
+        """The same for the worst position: in units of dithered draws, where those are larger."""
+        ratios = self.ratios(prompt, phase, errors)
+        return np.minimum(ratios, self.dithered.ratios(prompt, phase, errors)) if self.dithered else ratios
+
     def logit_noise(self, prompt: str) -> float:
         """The largest error of any logit of a prompt: the root mean square of the draws' largest."""
         return float(self.unit * np.sqrt(np.square(self.prompts[prompt].most).mean()))
+
+
+def tie(floor: NoiseFloor, prompt: str) -> float:
+    """How far apart two logits of a prompt may be that float32 evaluation can bring into the other order."""
+    return next(limit.most for limit in ROUNDING_LIMITS if limit.metric == "worst_position_ratio") * floor.logit_noise(
+        prompt
+    )
 
 
 def typical_ratio(ratios: Iterable[Array]) -> float:
@@ -105,12 +134,15 @@ def typical_ratio(ratios: Iterable[Array]) -> float:
     return float(np.median(np.concatenate(list(ratios))))
 
 
-def decided(figure: float, limit: Limit, draws: int) -> bool:
-    """Whether a ratio to the floor of so many draws keeps or breaks its limit whatever the true floor may be."""
+def decided(figure: float, limit: Limit, draws: int, *, discrete: bool = False) -> bool:
+    """Whether a ratio to the floor of so many draws keeps or breaks its limit whatever the true floor may be.
+
+    Where noise is ``discrete``, few draws do not bound the floor from above.
+    """
     if not math.isfinite(figure):
         return True
     below, above = _interval(draws)
-    return figure <= limit.most * below or figure > limit.most * above
+    return figure <= limit.most * below or (figure > limit.most * above and not discrete)
 
 
 def _interval(draws: int) -> tuple[float, float]:
@@ -138,7 +170,7 @@ class Conditioning:
         return self.times >= ILL_CONDITIONED
 
 
-def conditioning(floor: NoiseFloor, errors: Mapping[str, Mapping[str, PositionErrors]]) -> dict[str, Conditioning]:
+def conditioning(floor: NoiseFloor, errors: Mapping[str, Mapping[str, Distances]]) -> dict[str, Conditioning]:
     """Of every prompt; ``errors`` of any rung, by phase and prompt, tell the size of the reference."""
     found: dict[str, list[Array]] = {}
     for phase, prompts in errors.items():
@@ -150,6 +182,5 @@ def conditioning(floor: NoiseFloor, errors: Mapping[str, Mapping[str, PositionEr
     typical = {name: float(np.median(each)) for name, each in amplified.items()}
     middle = float(np.median(list(typical.values())))
     return {
-        name: Conditioning(typical[name], float(each.max()), typical[name] / middle)
-        for name, each in amplified.items()
+        name: Conditioning(typical[name], float(each.max()), typical[name] / middle) for name, each in amplified.items()
     }

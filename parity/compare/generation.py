@@ -35,12 +35,12 @@ def compare_generation(
 ) -> Generation:
     """Compare choices step by step; the gravest difference is reported, the first of its kind.
 
-    ``noise`` is what float32 evaluation does to any logit of a prompt, by its id: the floor's, never the candidate's own
-    error. A different choice is a *tie* where the reference's own is ahead by at most twice that, as two logits that are
-    closer can change places; else it is a *defect*. A rung without ``noise`` is quantized: it has *changed* the choice,
-    and the reference's margin tells by how much. A choice that is not among those which the reference keeps counts as
-    far away as the last of them. The same choice is a defect where one of the two takes it for the end of the text, and
-    the other does not.
+    ``noise`` is what float32 evaluation does to any logit of a prompt, by its id: the floor's, never the candidate's
+    own error. A different choice is a *tie* where the reference's own is ahead by at most twice that, as two logits
+    that are closer can change places; else it is a *defect*. A rung without ``noise`` is quantized: it has *changed*
+    the choice, and the reference's margin tells by how much. A choice that is not among those which the reference keeps
+    counts as far away as the last of them. The same choice is a defect where one of the two takes it for the end of the
+    text, and the other does not.
     """
     total = 0
     found: list[dict[str, Any]] = []
@@ -54,9 +54,7 @@ def compare_generation(
         found += [difference for difference in differences if difference]
     counts = {kind: sum(difference["kind"] == kind for difference in found) for kind in _GRAVITY}
     first = min(found, key=lambda difference: _GRAVITY.index(difference["kind"]), default=None)
-    return Generation(
-        rung, total - len(found), counts["tie"], counts["defect"], counts["changed"], total, first
-    )
+    return Generation(rung, total - len(found), counts["tie"], counts["defect"], counts["changed"], total, first)
 
 
 def _difference(expected: Steps, got: Steps, at: int, prompt: str, tie: float | None) -> dict[str, Any] | None:

@@ -79,7 +79,8 @@ ROUNDING_LIMITS = (
     Limit(
         metric="worst_position_ratio",
         most=8.0,
-        reason=_FLOOR + "The worst position: where a prompt amplifies rounding along one direction, a sound distance is "
+        reason=_FLOOR
+        + "The worst position: where a prompt amplifies rounding along one direction, a sound distance is "
         "a normal number in units of the floor, and one of 8 does not happen.",
     ),
 )
@@ -105,8 +106,8 @@ STAGE_LIMITS = (
     Limit(
         metric="floor_ratio",
         most=8.0,
-        reason="A single stage, fed the reference's inputs, in units of its own noise. It has few sums, so how a runtime "
-        "adds them and approximates its functions does not average out as it does over a model.",
+        reason="A single stage, fed the reference's inputs, in units of its own noise. It has few sums, so how a "
+        "runtime adds them and approximates its functions does not average out as it does over a model.",
     ),
     Limit(metric="worst_position_ratio", most=16.0, reason="The same at the worst row of the stage."),
 )
@@ -130,23 +131,6 @@ ENCODER_LIMITS = {
     "dynamic_int4": _encoded(0.71, "0.355 (T5 small, whose position bias is one of the weights)"),
 }
 
-
-def stage_limits(rung: str, bits: int | None = None) -> tuple[Limit, ...]:
-    """What a recipe may cost a single stage that is fed the reference's inputs: as much as a whole encoder.
-
-    An encoder is a few stages that hand on rows of the stream, and rounding adds up along them. A stage by itself can
-    only lose less; one that loses more has lost something else.
-    """
-    return encoder_limits(rung, bits)
-
-
-#: The bound on how far a quantized stage may stand out among its siblings when all keep their limits.
-SIBLING_RATIO = Limit(
-    metric="sibling_ratio",
-    most=8.0,
-    reason="A stage's error over the median of its siblings'. Blocks differ in width, outliers and position in the "
-    "stack; a multiple as large as that allowed over the noise floor is what something else than rounding makes.",
-)
 
 #: What is read off a quantized file without running it; see ``parity.convert.rounding``.
 STORED_LIMITS = (

@@ -19,6 +19,7 @@ from parity.compare.metrics import (
     negative_log_likelihood,
     summarize,
 )
+from parity.compare.sketch import SketchErrors, concatenate_sketched, sketched_distances, summarize_sketched
 from parity.compare.statistics import Array
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.trace import PHASES, PromptTrace, Trace
@@ -83,12 +84,16 @@ def measure(
             phase: {name: floor.ratios(name, phase, each) for name, each in errors.items()}
             for phase, errors in logits.items()
         }
-        for phase, each in by_phase.items():
-            metrics[phase] |= _ratios(each, floor)
+        worst = {
+            phase: {name: floor.worst_ratios(name, phase, each) for name, each in errors.items()}
+            for phase, errors in logits.items()
+        }
+        for phase in PHASES:
+            metrics[phase] |= _ratios(by_phase[phase], worst[phase])
         metrics |= {
-            "floor_ratio": max(metrics[phase]["floor_ratio"] for phase in by_phase),
-            **_worst(by_phase),
-            "draws": floor.draws,
+            "floor_ratio": max(metrics[phase]["floor_ratio"] for phase in PHASES),
+            **_worst(worst),
+            **_drawn(floor),
         }
         ratios = {name: np.concatenate([each[name] for each in by_phase.values()]) for name in whole}
     if sampled:
@@ -99,19 +104,51 @@ def measure(
         made = distances(concatenate(rows.values()))
         if floor:
             each = {name: floor.ratios(name, ENCODER, errors) for name, errors in rows.items()}
-            made |= {**_ratios(each, floor), **_worst({ENCODER: each}), "draws": floor.draws}
+            worst = {ENCODER: {name: floor.worst_ratios(name, ENCODER, errors) for name, errors in rows.items()}}
+            made |= {**_ratios(each, worst[ENCODER]), **_worst(worst), **_drawn(floor)}
         by_source = {name: {**distances(errors), **_of_ratios(each.get(name))} for name, errors in rows.items()}
         measured[ENCODER] = Measured({**made, **(sampling.of_encoder(rows) if sampled else {})}, by_source)
     measured["logits"] = Measured(metrics, by_prompt(whole, ratios))
     return measured
 
 
-def _ratios(ratios: Mapping[str, Array], floor: NoiseFloor) -> dict[str, Any]:
+def measure_recorded(errors: Mapping[str, Mapping[str, SketchErrors]], floor: NoiseFloor) -> dict[Output, Measured]:
+    """The figures of what was compared with a recording, ``errors`` by phase and prompt, in units of the ``floor``."""
+    ratios = {
+        phase: {name: floor.ratios(name, phase, each) for name, each in prompts.items()}
+        for phase, prompts in errors.items()
+    }
+    measured: dict[Output, Measured] = {}
+    if ENCODER in errors:
+        made = sketched_distances(concatenate_sketched(errors[ENCODER].values()))
+        made |= {**_ratios(ratios[ENCODER], ratios[ENCODER]), **_worst({ENCODER: ratios[ENCODER]}), **_drawn(floor)}
+        rows = {name: {"positions": len(each), **_of_ratios(each)} for name, each in ratios[ENCODER].items()}
+        measured[ENCODER] = Measured(made, rows)
+    logits = {phase: ratios[phase] for phase in PHASES}
+    metrics = summarize_sketched(concatenate_sketched(each for phase in PHASES for each in errors[phase].values()))
+    for phase in PHASES:
+        metrics[phase] = _ratios(logits[phase], logits[phase])
+    metrics |= {
+        "floor_ratio": max(metrics[phase]["floor_ratio"] for phase in PHASES),
+        **_worst(logits),
+        **_drawn(floor),
+    }
+    whole = {name: np.concatenate([logits[phase][name] for phase in PHASES]) for name in errors[PHASES[0]]}
+    measured["logits"] = Measured(
+        metrics, {name: {"positions": len(each), **_of_ratios(each)} for name, each in whole.items()}
+    )
+    return measured
+
+
+def _ratios(ratios: Mapping[str, Array], worst: Mapping[str, Array]) -> dict[str, Any]:
     return {
         "floor_ratio": typical_ratio(ratios.values()),
-        "worst_position_ratio": max(float(each.max()) for each in ratios.values()),
-        "draws": floor.draws,
+        "worst_position_ratio": max(float(each.max()) for each in worst.values()),
     }
+
+
+def _drawn(floor: NoiseFloor) -> dict[str, Any]:
+    return {"draws": floor.draws, **({"discrete": True} if floor.discrete else {})}
 
 
 def _worst(ratios: Mapping[str, Mapping[str, Array]]) -> dict[str, Any]:

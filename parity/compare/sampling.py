@@ -1,8 +1,8 @@
 """What the prompts of a set say about a recipe's cost as a sample: an interval for each figure, robust where it can be.
 
 The typical prompt is the median one: a prompt that amplifies rounding decides for itself and for nobody else. The bound
-on it is an order statistic, and needs no distribution: of ``n`` prompts, the ``k``-th largest is above the median of all
-prompts like these unless fewer than ``k`` of them are, which has a binomial probability.
+on it is an order statistic, and needs no distribution: of ``n`` prompts, the ``k``-th smallest is above the median of
+all prompts like these if fewer than ``k`` of them are below it, which has a binomial probability.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from parity.compare.statistics import Array, quantile, ratio, share_interval
 
 Sampled = dict[str, Any]
 
-#: With which the typical prompt loses no more than its bound, if there are prompts enough: four.
-TYPICAL_CONFIDENCE = 0.9
+#: With which the typical prompt loses no more than its bound, if there are prompts enough: three. Six and seven prompts
+#: then have one to spare: the bound is the second largest, so that a single outlier does not set it.
+TYPICAL_CONFIDENCE = 0.85
 #: A prompt is an outlier that loses so many times what the typical one does.
 OUTLIER = 4.0
 
@@ -76,7 +77,7 @@ def of_encoder(errors: Mapping[str, PositionErrors]) -> Sampled:
 def typical_of(losses: Sequence[float]) -> tuple[float, float, float]:
     """The median of what prompts lose, what it is at most, and with which confidence.
 
-    The least order statistic that is ``TYPICAL_CONFIDENCE`` sure; of fewer than four prompts the largest, which is less.
+    The least order statistic that is ``TYPICAL_CONFIDENCE`` sure; of few prompts the largest, which may be less sure.
     """
     from scipy.special import bdtr
 

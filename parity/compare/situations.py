@@ -47,8 +47,8 @@ def with_situations(
 ) -> Edge:
     """The edge with its figures in each situation of ``inputs``, as bad as the worst of those that it is held to.
 
-    What a budget is about is not asked of a situation: its few prompts are no sample. A situation that was not ``given``
-    to the rung does not apply to it, which is said and is no PASS.
+    What a budget is about is not asked of a situation: its few prompts are no sample. A situation that was not
+    ``given`` to the rung does not apply to it, which is said and is no PASS.
     """
     if edge.question == "quality":
         return edge

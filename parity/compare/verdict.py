@@ -35,8 +35,8 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 class Edge:
     """A reference/candidate pair of rungs, judged by their logits or by what their encoders made.
 
-    ``question`` is what is asked of the candidate. ``metrics`` are over all prompts, those under ``situations`` over the
-    prompts of one each, those under ``prompts`` of one prompt each. ``own_loss`` are the figures of the candidate's
+    ``question`` is what is asked of the candidate. ``metrics`` are over all prompts, those under ``situations`` over
+    the prompts of one each, those under ``prompts`` of one prompt each. ``own_loss`` are the figures of the candidate's
     recipe in PyTorch, ``budget`` what names the limits of a quality edge.
     """
 
@@ -109,7 +109,9 @@ def judge(
             cause=f"no limits are known for {candidate}; give some with --budget METRIC=VALUE",
         )
     if metrics.get("prompts") == 1:
-        return replace(edge, verdict=Verdict.ERROR, cause="one prompt says nothing about others; give four, better seven")
+        return replace(
+            edge, verdict=Verdict.ERROR, cause="one prompt says nothing about others; give four, better seven"
+        )
     for limit in held:
         if any(value is None or not math.isfinite(value) for value in bounds(metrics, limit.metric)):
             return replace(edge, verdict=Verdict.ERROR, cause=f"{limit.metric} could not be computed")
@@ -160,7 +162,7 @@ def undecided(edges: Iterable[Edge], limits: Sequence[Limit]) -> bool:
     """Whether more draws of the floor could still change a verdict."""
     found = {limit.metric: limit for limit in limits if limit.metric in ("floor_ratio", "worst_position_ratio")}
     return any(
-        not decided(edge.metrics[metric], limit, edge.metrics["draws"])
+        not decided(edge.metrics[metric], limit, edge.metrics["draws"], discrete=edge.metrics.get("discrete", False))
         for edge in edges
         for metric, limit in found.items()
         if "draws" in edge.metrics and edge.verdict is not Verdict.ERROR

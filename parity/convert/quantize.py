@@ -199,13 +199,20 @@ def _replacements(source: Path, rules: Sequence[dict[str, Any]]) -> dict[str, di
     """Rules for the weights whose width is no multiple of the recipe's block, by weight name.
 
     The quantizer refuses such a weight outright. It gets the largest smaller block that divides its width (never less
-    accurate than what was asked for), or stays in float32 where none does; either way the report says so.
+    accurate than what was asked for), or stays in float32 where none does; either way the report says so. So does a
+    table of four bits and an odd width, whose every other row the runtime would read wrongly.
     """
     found: dict[str, dict[str, Any]] = {}
     for weight in weights_of(read_file(source)):
         rule = _rule_for(weight, rules)
-        block = _block_of(rule) if rule else 0
-        if rule is None or not block or weight.width % block == 0:
+        if rule is None:
+            continue
+        if weight.operation == "EMBEDDING_LOOKUP" and weight.width % 2 and _bits_of(rule) == 4:
+            # The runtime takes every row of such a table to begin with a new byte; the quantizer packs them densely.
+            found[weight.scope] = {**_only_for(weight, rule), "algorithm_key": "no_quantize"}
+            continue
+        block = _block_of(rule)
+        if not block or weight.width % block == 0:
             continue
         smaller = _smaller(block, weight.width)
         replacement = _only_for(weight, rule)
@@ -223,6 +230,11 @@ def _replacements(source: Path, rules: Sequence[dict[str, Any]]) -> dict[str, di
 def _smaller(block: int, width: int) -> int:
     """The largest smaller block that divides the width, 0 where none does."""
     return next((size for size in BLOCKS if size < block and width % size == 0), 0)
+
+
+def _bits_of(rule: Mapping[str, Any]) -> int:
+    """The precision that a rule asks for; 32 where it asks for none."""
+    return int(rule.get("op_config", {}).get("weight_tensor_config", {}).get("num_bits", 32))
 
 
 def _block_of(rule: dict[str, Any]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -181,31 +181,45 @@ def storage_of(weight: Weight, name: str) -> Storage:
     return Storage(kind, scales.reshape(shape))
 
 
-def numbers_of(path: Path, names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """The very numbers that a file stores of each weight, codes times scales; ``names`` are those of its source.
+@dataclass(frozen=True)
+class Numbers:
+    """The very numbers that the quantized file ``path`` stores of its weights.
 
-    Every weight once, in the shape that it has in the file.
+    ``source`` is the float file that it was made from, and ``names`` are those of its weights in file order.
+    """
+
+    path: Path
+    source: Path
+    names: tuple[str, ...]
+
+    def read(self) -> Iterator[tuple[str, str, NDArray[np.float64], NDArray[np.float32]]]:
+        """Every weight once for each way it is read in: its name, the operation, its numbers (codes times scales), and
+        what the source has of it, both in the file's shape.
+
+        Raises:
+            RungError: a weight in a form that is not known here.
+        """
+        done: set[tuple[str, str]] = set()
+        pairs = zip(self.names, weights_of(read_file(self.path)), weights_of(read_file(self.source)), strict=True)
+        for name, weight, exact in pairs:
+            if (name, weight.operation) not in done:
+                done.add((name, weight.operation))
+                values = numbers_of(weight, name)
+                yield name, weight.operation, values, exact.data(np.float32).reshape(exact.shape)
+
+
+def numbers_of(weight: Weight, name: str) -> NDArray[np.float64]:
+    """What is stored of a weight as numbers, in its shape.
 
     Raises:
-        RungError: a weight in a form that is not known here.
+        RungError: in a form that is not known here.
     """
-    done: set[str] = set()
-    for name, weight in zip(names, weights_of(read_file(path)), strict=True):
-        if name in done:
-            continue
-        done.add(name)
-        storage = storage_of(weight, name)
-        match storage.kind:
-            case "float32":
-                values = weight.data(np.float32).reshape(weight.shape)
-            case "float16":
-                values = weight.data(np.float16).reshape(weight.shape)
-            case "int8" | "int4" if storage.scales is not None:
-                yield name, codes_of(weight, storage) * storage.scales.astype(np.float64)
-                continue
-            case _:
-                raise RungError(f"{name} is stored as {storage.precision}, whose numbers cannot be read here")
-        yield name, values.astype(np.float64)
+    storage = storage_of(weight, name)
+    if storage.scales is not None and storage.kind in ("int8", "int4"):
+        return codes_of(weight, storage).astype(np.float64) * storage.scales.astype(np.float64)
+    if storage.kind in ("float32", "float16"):
+        return weight.data(np.dtype(storage.kind).type).reshape(weight.shape).astype(np.float64)
+    raise RungError(f"{name} is stored as {storage.precision}, whose numbers cannot be read here")
 
 
 def codes_of(weight: Weight, storage: Storage) -> NDArray[np.int8]:

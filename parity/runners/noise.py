@@ -2,11 +2,11 @@
 
 Every draw evaluates the model in float32 and adds a random error to what each linear layer and each norm makes. Its
 size is that of adding ``K`` terms one after the other, as the runtime's kernels do. Each addition rounds the partial
-sum, by an error that is uniform in plus or minus one unit roundoff ``u`` of it, so the variance is ``u^2 / 3`` times the
-sum of the squared partial sums. For terms in random order whose sum is ``y`` and whose squares add up to ``q``, that
-sum is ``K/3 y^2 + K/6 (q - y^2/K)`` (partial sums of a random permutation: a line to ``y`` and a bridge around it). The
-squares are taken to be spread over the terms: ``q = |w|^2 |x|^2 / K``; the exact ``(w^2)(x^2)`` would cost a second
-product, and on trained weights it gives the same ratios (docs/limits.md has both).
+sum, by an error that is uniform in plus or minus one unit roundoff ``u`` of it, so the variance is ``u^2 / 3`` times
+the sum of the squared partial sums. For terms in random order whose sum is ``y`` and whose squares add up to ``q``,
+that sum is ``K/3 y^2 + K/6 (q - y^2/K)`` (partial sums of a random permutation: a line to ``y`` and a bridge around
+it). The squares are taken to be spread over the terms: ``q = |w|^2 |x|^2 / K``; the exact ``(w^2)(x^2)`` would cost a
+second product, and on trained weights it gives the same ratios.
 
 What PyTorch rounds by itself in float32 (rotary angles, softmax, activations) is in every draw anyway. Other noise was
 measured as well: plus or minus one ``u`` on every output, without the sums, is half as large as the original's own
@@ -16,6 +16,7 @@ error and grows too slowly with the width; up-down rounding of every operator co
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,9 +41,6 @@ class Noise:
     """Adds noise to what the layers of a model make. The same prompt is given the same noise in every process."""
 
     def __init__(self) -> None:
-        import torch
-
-        self._generator = torch.Generator()
         #: The squared length of every row of a layer's weights.
         self._lengths: dict[int, Tensor] = {}
 
@@ -50,7 +48,9 @@ class Noise:
         """Start over, with noise that follows from the prompt's id."""
         import hashlib
 
-        self._generator.manual_seed(int.from_bytes(hashlib.sha256(prompt.id.encode()).digest()[:8], "little", signed=True))
+        import torch
+
+        torch.manual_seed(int.from_bytes(hashlib.sha256(prompt.id.encode()).digest()[:8], "little"))
 
     def watch(self, model: Model) -> None:
         """From now on, whatever the model's layers make is noisy."""
@@ -92,7 +92,7 @@ class Noise:
         """Errors of at most one unit roundoff."""
         import torch
 
-        drawn = torch.rand(like.shape, generator=self._generator, dtype=like.dtype)
+        drawn = torch.rand_like(like)
         return drawn.mul_(2 * UNIT_ROUNDOFF).sub_(UNIT_ROUNDOFF)
 
 
@@ -118,7 +118,13 @@ class Draws:
 
 
 def measured(
-    answering: Answering, runner: Any, inputs: Inputs, draws: Draws, exact: Path, destination: Path, progress: isolated.Progress
+    answering: Answering,
+    runner: Any,
+    inputs: Inputs,
+    draws: Draws,
+    exact: Path,
+    destination: Path,
+    progress: isolated.Progress,
 ) -> None:
     """A job: how far draws of ``runner``, which is noisy, are from the trace ``exact``; written to ``destination``."""
     from safetensors.numpy import save_file
@@ -143,7 +149,7 @@ def measured(
         save_file(tensors, temporary)
 
 
-def read_floor(path: Path, inputs: Inputs, least: dict[str, float]) -> NoiseFloor:
+def read_floor(path: Path, inputs: Inputs, least: Mapping[str, float]) -> NoiseFloor:
     """What ``measured`` wrote.
 
     Raises:

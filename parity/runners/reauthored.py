@@ -40,18 +40,24 @@ class Reauthored:
     @contextmanager
     def open(self) -> Iterator[DrivenSession]:
         """Load the checkpoint through the family's weight map."""
+        with self.loaded() as (model, noise):
+            programs = [TorchProgram(model, length) for length in self.cache_lengths]
+            session = DrivenSession(model.config, programs, self.end_tokens)
+            if noise:
+                session.on_begin = noise.begin
+            yield session
+
+    @contextmanager
+    def loaded(self) -> Iterator[tuple[Model, Noise | None]]:
+        """The model, ready to be evaluated in the runner's precision, and the noise that it is given, if any."""
         import torch
 
         torch.set_num_threads(self.threads)
         with computing_in(self.precision), torch.inference_mode():
-            model = self.load()
-            programs = [TorchProgram(model, length) for length in self.cache_lengths]
-            session = DrivenSession(model.config, programs, self.end_tokens)
-            if self.noisy:
-                noise = Noise()
+            model, noise = self.load(), Noise() if self.noisy else None
+            if noise:
                 noise.watch(model)
-                session.on_begin = noise.begin
-            yield session
+            yield model, noise
 
     @contextmanager
     def stream(self) -> Iterator[DrivenLine]:

@@ -6,17 +6,22 @@ the runtime rounds activations to eight bits, so does this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.authoring.by_stage import ModelByStage
 from models.authoring.family import Family
 from models.authoring.stored import names_of_each
+from models.authoring.weight_map import assign
+from models.layers.norm import LayerNorm, RMSNorm
+from parity.compare.limits import UNIT_ROUNDOFF
 from parity.convert.rounding import LARGEST, Grouping
-from parity.convert.stored import as_parameter, bits_of, numbers_of
+from parity.convert.stored import Numbers, as_parameter, bits_of
 from parity.errors import RungError
 from parity.runners.reauthored import Reauthored
 
@@ -28,6 +33,10 @@ if TYPE_CHECKING:
 
 #: Rows of a weight that are rounded at a time: bounds memory whatever its size.
 ROWS = 4096
+#: How far from the middle of two integers, in steps, an activation may be that dither rounds to either. Rounding in
+#: float32 moves one in ten thousand across; a file differs from PyTorch in such few, or in none. With dither one in a
+#: hundred crosses, so that its draws know what that does at every position.
+DITHER = 0.02
 #: A step is never less, so that zeros stay zeros.
 _SMALLEST = 1e-30
 
@@ -36,20 +45,21 @@ _SMALLEST = 1e-30
 class Rounded(Reauthored):
     """``stored`` says how each weight is, and whether what is multiplied with it is rounded too.
 
-    The numbers themselves are read from ``file``, whose weights have ``names`` in file order. Of a model that runs stage
-    by stage no file is kept: its weights are rounded here, as ``stored`` says.
+    With ``dither``, activations are rounded now and then to the other of two integers. The ``numbers`` themselves are
+    read from a file. Of a model that runs stage by stage no file is kept: its weights are
+    rounded here, as ``stored`` says.
     """
 
     stored: tuple[WeightPrecision, ...] = ()
-    file: Path | None = None
-    names: tuple[str, ...] = ()
+    numbers: Numbers | None = None
+    dither: bool = False
 
     def load(self) -> Model:
         model = super().load()
-        recipe = _Recipe(self.stored, model)
+        recipe = _Recipe(self.stored, model, dither=self.dither)
         recipe.watch(model)
-        if self.file:
-            _take(model, self.file, self.names)
+        if self.numbers:
+            _take(model, self.numbers)
         else:
             recipe.apply(model)
         return model
@@ -57,29 +67,78 @@ class Rounded(Reauthored):
     def by_stage(self) -> ModelByStage:
         from models import registry
 
-        return _RoundedByStage(registry.family(self.family), self.folder, self.stored)
+        return _RoundedByStage(registry.family(self.family), self.folder, self.stored, dither=self.dither)
 
 
-def _take(model: Model, file: Path, names: Sequence[str]) -> None:
-    """Give every weight of the model the numbers that the file stores of it.
+def _take(model: Model, numbers: Numbers) -> None:
+    """Give every weight of the model the numbers that a file stores of it.
+
+    A converter may multiply a constant into weights, which is divided out again, or the gain of a norm into those that
+    read what it makes. Then the numbers have it already, and the norm's own gain becomes one.
 
     Raises:
-        RungError: the file has a weight that is no parameter of the model.
+        RungError: the file has a weight that is none of the model's, or a gain in some of its readers only.
     """
     import torch
+    from torch import nn
 
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, numbers in numbers_of(file, names):
+    tied = {name: names for names in names_of_each(model) for name in names}
+    gains = {name: norm for name, norm in model.named_modules() if isinstance(norm, (RMSNorm, LayerNorm))}
+    folded: set[str] = set()
+    for name, operation, stored, source in numbers.read():
         parameter = parameters.get(f"{name}.weight")
         if parameter is None:
             raise RungError(f"{name} is a weight of the file and no parameter of the model; convert it again")
-        parameter.data.copy_(torch.from_numpy(as_parameter(numbers, tuple(parameter.shape)).copy()))
+        shape = tuple(parameter.shape)
+        exact = torch.from_numpy(as_parameter(source, shape).copy())
+        times = _times(exact, parameter)
+        if times is None:
+            folded.add(_gain_in(name, exact, parameter, gains))
+        taken = torch.from_numpy(as_parameter(stored, shape) / (times or 1.0))
+        value = nn.Parameter(taken.to(parameter.dtype), requires_grad=False)
+        # A table may be stored in one way for looking up, and in another for multiplying.
+        looked_up = operation == "EMBEDDING_LOOKUP"
+        for alias in tied[f"{name}.weight"]:
+            alone = len(tied[f"{name}.weight"]) == 1
+            if alone or isinstance(model.get_submodule(alias.removesuffix(".weight")), nn.Embedding) == looked_up:
+                assign(model, alias, value)
+    for name in folded:
+        gains[name].weight.data.fill_(1.0 - getattr(gains[name], "gain_offset", 0.0))
+
+
+def _times(exact: Tensor, parameter: Tensor) -> float | None:
+    """How many times the parameter a weight of the float file is; ``None`` if it is no multiple of it."""
+    import torch
+
+    if torch.equal(exact, parameter.float()):
+        return 1.0
+    mine = parameter.double()
+    at = int(mine.abs().argmax())
+    times = float(exact.double().flatten()[at] / mine.flatten()[at])
+    # A product has been rounded once more, and so has the quotient of its largest value.
+    within = 4 * UNIT_ROUNDOFF * exact.double().abs()
+    return times if bool(((mine * times - exact).abs() <= within).all()) else None
+
+
+def _gain_in(name: str, exact: Tensor, parameter: Tensor, gains: Mapping[str, Any]) -> str:
+    """The norm whose gain is in what a file has of a weight: the nearest one by name, if several fit."""
+    import torch
+
+    def fits(norm: Any) -> bool:
+        gain = norm.weight.float() + getattr(norm, "gain_offset", 0.0)
+        return gain.shape == exact.shape[-1:] and torch.equal(parameter.float() * gain, exact)
+
+    found = [at for at, norm in gains.items() if fits(norm)]
+    if not found:
+        raise RungError(f"what the file has of {name} is not what the checkpoint has; convert it again")
+    return max(found, key=lambda at: SequenceMatcher(None, at, name).find_longest_match().size)
 
 
 class _RoundedByStage(ModelByStage):
-    def __init__(self, family: Family, folder: Path, stored: tuple[WeightPrecision, ...]) -> None:
+    def __init__(self, family: Family, folder: Path, stored: tuple[WeightPrecision, ...], *, dither: bool) -> None:
         super().__init__(family, folder)
-        self._recipe = _Recipe(stored, self.model)
+        self._recipe = _Recipe(stored, self.model, dither=dither)
         self._recipe.watch(self.model)
 
     @contextmanager
@@ -90,9 +149,10 @@ class _RoundedByStage(ModelByStage):
 
 
 class _Recipe:
-    """What happens to the weights of a model, of which each may have several names."""
+    """What happens to the weights of a model, of which each may have several names, and to what they multiply."""
 
-    def __init__(self, stored: Sequence[WeightPrecision], model: Model) -> None:
+    def __init__(self, stored: Sequence[WeightPrecision], model: Model, *, dither: bool) -> None:
+        self._dither = DITHER if dither else 0.0
         found: dict[str, list[WeightPrecision]] = {}
         for weight in stored:  # every operator that reads it has it listed
             found.setdefault(f"{weight.name}.weight", []).append(weight)
@@ -113,12 +173,13 @@ class _Recipe:
         """Round what is multiplied with the weights of which the runtime does so."""
         from torch import nn
 
-        ways = {nn.Linear: _round_row, nn.Conv1d: _round_whole}
+        # Each row by itself before a product with a matrix; all channels and times together before a convolution.
+        dims = {nn.Linear: (-1,), nn.Conv1d: (-2, -1)}
         for names, weights in self._weights:
             for name in names if any(weight.dynamic for weight in weights) else ():
                 module = model.get_submodule(name.rpartition(".")[0])
-                if way := ways.get(type(module)):
-                    module.register_forward_pre_hook(way)
+                if type(module) in dims:
+                    module.register_forward_pre_hook(partial(_round_given, dims[type(module)], self._dither))
 
 
 def _round_weight(weight: Tensor, precision: str) -> None:
@@ -145,19 +206,22 @@ def _tensor(values: Any) -> Tensor:
     return torch.from_numpy(values)
 
 
-def _round_row(_: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Each row by itself, as before a product with a matrix."""
-    return (_to_8_bits(given[0], (-1,)), *given[1:])
+def _round_given(dims: tuple[int, ...], dither: float, _: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a layer is given, rounded."""
+    return (_to_8_bits(given[0], dims, dither), *given[1:])
 
 
-def _round_whole(_: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """All channels and times together, as before a convolution."""
-    return (_to_8_bits(given[0], (-2, -1)), *given[1:])
+def _to_8_bits(x: Tensor, dims: tuple[int, ...], dither: float = 0.0) -> Tensor:
+    """256 values from the least to the largest along ``dims``, zero among them.
 
+    With ``dither`` a value may be rounded the other way that is at most so many steps from the middle of two.
+    """
+    import torch
 
-def _to_8_bits(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """256 values from the least to the largest along ``dims``, zero among them."""
     most, least = x.amax(dims, keepdim=True).clamp(min=0), x.amin(dims, keepdim=True).clamp(max=0)
     step = ((most - least) / 255).clamp(min=_SMALLEST)
     zero = (-128 - least / step).round()
-    return ((x / step).round() + zero).clamp(-128, 127).sub(zero).mul(step)
+    steps = x / step
+    if dither:
+        steps = steps + (torch.rand_like(steps) * 2 - 1) * dither
+    return (steps.round() + zero).clamp(-128, 127).sub(zero).mul(step)

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from models.authoring.session import grid_of, prefill_name
@@ -18,8 +17,7 @@ from parity.errors import RungError
 from parity.inputs import TokenizedPrompt
 from parity.runners.driver import DrivenSession, Tensor
 from parity.runners.litert import LiteRTProgram
-from parity.runners.noise import Noise
-from parity.runners.precision import Precision, computing_in
+from parity.runners.precision import Precision
 from parity.trace import SIGNATURES, Phase
 
 if TYPE_CHECKING:
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from models.authoring.model import Model
     from models.authoring.stage import Stage
     from parity.convert.cutting import Piece
+    from parity.runners.reauthored import Reauthored
 
 
 @dataclass(frozen=True)
@@ -205,32 +204,12 @@ class TorchStages:
 
 @contextmanager
 def torch_stages(
-    family: str,
-    folder: Path,
-    cache_lengths: Sequence[int],
-    threads: int,
-    *,
-    precision: Precision = "float32",
-    layouts: Sequence[Layout | None] = (),
-    noisy: bool = False,
+    ours: Reauthored, layouts: Sequence[Layout | None] = ()
 ) -> Iterator[tuple[ModelConfig, list[TorchStages]]]:
-    """The re-authored model, loaded once, over each cache length."""
-    import torch
-
-    from models import registry
-
-    torch.set_num_threads(threads)
-    with computing_in(precision), torch.inference_mode():
-        model = registry.family(family).load(folder)
-        if noisy:
-            Noise().watch(model)
-        yield (
-            model.config,
-            [
-                TorchStages(model, length, precision, layout)
-                for length, layout in zip(cache_lengths, layouts or [None] * len(cache_lengths), strict=True)
-            ],
-        )
+    """The re-authored model, loaded once, over each of its cache lengths."""
+    with ours.loaded() as (model, _):
+        lengths = zip(ours.cache_lengths, layouts or [None] * len(ours.cache_lengths), strict=True)
+        yield model.config, [TorchStages(model, length, ours.precision, layout) for length, layout in lengths]
 
 
 @dataclass

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,25 @@ from models.authoring.hf_config import HFConfig
 from models.errors import ModelError
 from parity import isolated
 from parity.compare.comparison import Comparison
-from parity.compare.limits import Limit, limits_for
+from parity.compare.floor import FIRST_DRAWS, NoiseFloor, tie
+from parity.compare.generation import compare_generation
+from parity.compare.limits import EXACT, limits_for, question_of
 from parity.compare.roundings import least_floors
-from parity.compare.verdict import Edge, NoiseFloor, Output, Verdict, worst
+from parity.compare.verdict import Edge, Verdict, worst
 from parity.convert.float_file import conversion
 from parity.convert.quantize import quantization
 from parity.convert.recipes import DEFAULT_RECIPE, get_recipe
+from parity.convert.stored import Numbers
 from parity.errors import ParityError
 from parity.files import scratch_folder, write_whole
-from parity.golden import Reference
+from parity.inputs import Inputs
 from parity.ladder import fit
 from parity.runners.base import Guide, answer
 from parity.runners.litert import LiteRT
+from parity.runners.noise import Draws, measured, read_floor
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
+from parity.runners.rounded import Rounded
 from parity.soak.draws import Draw
 from parity.soak.results import Outcome, Results
 from parity.trace import Trace
@@ -178,6 +183,7 @@ def _outcome(
         edges=tuple(
             {
                 "candidate": edge.candidate,
+                "question": edge.question,
                 "output": edge.output,
                 "verdict": edge.verdict,
                 **{name: edge.metrics[name] for name in KEPT if name in edge.metrics},
@@ -198,36 +204,67 @@ def _ladder(draw: Draw, folder: Path, scratch: Path) -> dict[str, Any]:
     exports = fit(config, inputs, (), None, draw.generate)
     threads: dict[str, int] = {}
 
-    def run(runner: Original | Reauthored | LiteRT, guide: Guide | None) -> Trace:
+    def run(runner: Original | Reauthored | LiteRT, guide: Guide | None, generate: int = draw.generate) -> Trace:
         threads[runner.name] = draw.threads(runner.name)
         runner = replace(runner, threads=threads[runner.name])
-        trace, _ = answer(runner, draw.shuffled(inputs, runner.name), draw.generate, guide, _silent)
-        trace.check(inputs, config.vocab_size, runner.name, draw.generate, guide)
+        trace, _ = answer(runner, draw.shuffled(inputs, runner.name), generate, guide, _silent)
+        trace.check(inputs, config.vocab_size, runner.name, generate, guide)
         return trace
 
+    def floor(noisy: Reauthored, exact: Path, rounds: int) -> NoiseFloor:
+        path = scratch / "noise.safetensors"
+        measured(answer, noisy, inputs, Draws(0, FIRST_DRAWS * 2**rounds), exact, path, _silent)
+        return read_floor(path, inputs, least_floors(config))
+
     oracle, ends = run(Original(folder, "float64"), None), end_tokens(folder)
-    guide = oracle.said
-    original = run(Original(folder), guide)
-    reference = Reference("original64", oracle, NoiseFloor.measure(oracle, original, least_floors(config)))
+    lengths = tuple(export.cache_length for export in exports)
+    ours = Reauthored(model.family.name, folder, lengths, end_tokens=ends)
+    exact = scratch / "exact.safetensors"
+    port = run(replace(ours, name=EXACT, precision="float64"), None, 0)
+    port.save(exact)
+    floors = cache(partial(floor, replace(ours, noisy=True, at_once=True), exact))
     edges: list[Edge] = []
 
     def judge(name: str, trace: Trace) -> None:
-        edges.extend(Comparison.of(name, trace, reference, inputs).judged(partial(_limits, name)))
+        question = question_of(name)
+        comparison = Comparison(
+            reference="original64",
+            candidate=name,
+            question=question,
+            expected=oracle,
+            trace=trace,
+            inputs=inputs,
+            given=inputs,
+            generation=None if name == EXACT else compare_generation(name, oracle, trace, partial(tie, floors(0))),
+        )
+        scaled = (lambda rounds: floors(rounds).in_float64) if name == EXACT else floors
+        limits = limits_for(question)
+        edges.extend(comparison.drawn(lambda _: limits, scaled))
 
-    judge("original", original)
-    lengths = tuple(export.cache_length for export in exports)
-    judge("reauthored", run(Reauthored(model.family.name, folder, lengths, end_tokens=ends), guide))
+    guide = oracle.said
+    judge(EXACT, port)
+    judge("original", run(Original(folder), guide))
+    judge("reauthored", run(ours, guide))
     if draw.files:
         made = [
             conversion(model.family.name, folder, export, scratch / f"float_{export.cache_length}.tflite")(_silent)
             for export in exports
         ]
         judge("float", run(LiteRT("float", tuple(file.path for file in made), config, 1, ends), guide))
-        recipe, quantized = get_recipe(DEFAULT_RECIPE), []
+        recipe, quantized, stored = get_recipe(DEFAULT_RECIPE), [], []
         for file in made:
             quantized.append(file.path.with_name(f"quantized_{file.export.cache_length}.tflite"))
-            quantization(file.path, file.names, recipe, quantized[-1])(_silent)
-        judge(recipe.name, run(LiteRT(recipe.name, tuple(quantized), config, 1, ends), guide))
+            stored += quantization(file.path, file.names, recipe, quantized[-1])(_silent)
+        trace = run(LiteRT(recipe.name, tuple(quantized), config, 1, ends), guide)
+        rounded = Rounded(
+            model.family.name,
+            folder,
+            lengths,
+            at_once=True,
+            stored=tuple(stored),
+            numbers=Numbers(quantized[0], made[0].path, made[0].names),
+        )
+        edges += _faithful(recipe.name, trace, rounded, inputs, run, floor, scratch)
     return {
         "edges": edges,
         "prompts": len(inputs.prompts),
@@ -237,8 +274,36 @@ def _ladder(draw: Draw, folder: Path, scratch: Path) -> dict[str, Any]:
     }
 
 
-def _limits(rung: str, output: Output) -> tuple[Limit, ...]:
-    return limits_for(rung, output=output)
+def _faithful(
+    name: str,
+    trace: Trace,
+    rounded: Rounded,
+    inputs: Inputs,
+    run: Callable[[Reauthored, None, int], Trace],
+    floor: Callable[[Reauthored, Path, int], NoiseFloor],
+    scratch: Path,
+) -> list[Edge]:
+    """A quantized file against PyTorch with its numbers. What a recipe costs weights that were drawn says nothing."""
+    expected = run(replace(rounded, name=f"{name} in PyTorch", precision="float64"), None, 0)
+    exact = scratch / "rounded.safetensors"
+    expected.save(exact)
+
+    def floors(rounds: int) -> NoiseFloor:
+        drawn = floor(replace(rounded, noisy=True), exact, rounds)
+        dithered = floor(replace(rounded, noisy=True, dither=True), exact, 0) if rounds else None
+        return replace(drawn, discrete=True, dithered=dithered)
+
+    comparison = Comparison(
+        reference=f"{name} in PyTorch",
+        candidate=name,
+        question="fidelity",
+        expected=expected,
+        trace=trace,
+        inputs=inputs,
+        given=inputs,
+    )
+    limits = limits_for("fidelity")
+    return comparison.drawn(lambda _: limits, floors)
 
 
 def _keep(outcome: Outcome, draw: Draw, folder: Path, failures: Path) -> None:

@@ -45,7 +45,8 @@ class Weights:
     """A local checkpoint folder and what identifies it.
 
     ``label`` is short and stable (the kind, or the name of the caller's file or folder); ``sha256`` covers the weight
-    files. ``origin`` says what they were made from, where that is no checkpoint: it goes into the report.
+    files. ``origin`` says what they were made from, where that is no checkpoint: it goes into the report. ``asked`` is
+    what ``--weights`` calls them, from whatever folder.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Weights:
     sha256: str
     revision: str | None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    asked: str = ""
 
     @property
     def size(self) -> int:
@@ -92,6 +94,19 @@ def resolve(
         WeightsError: a download failed, or a GGUF file is damaged.
         ModelError: a local folder without a usable configuration or weights.
     """
+    found = _resolved(model, weights, on_progress, say, remote_code=remote_code)
+    local = kind_of(weights) in LOCAL
+    return replace(found, asked=str(Path(weights).expanduser().absolute()) if local else weights)
+
+
+def _resolved(
+    model: Model,
+    weights: str,
+    on_progress: isolated.Progress | None,
+    say: Callable[[str], None] | None,
+    *,
+    remote_code: bool,
+) -> Weights:
     kind, revision = kind_of(weights), None
     if kind in ("tiny", "synthetic"):
         folder, sha256 = _drawn(model, tiny=kind == "tiny", on_progress=on_progress)

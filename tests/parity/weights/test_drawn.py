@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from parity.golden import GoldenStore
 from parity.inputs import read_prompts, tokenize
 from parity.runners.driver import DrivenSession
 from parity.runners.reauthored import TorchProgram
-from parity.trace import Trace
 from parity.weights import resolve, write_checkpoint
 from parity.weights.draw import OUTLIER_CHANNELS, Drawn, values, write_safetensors
 
@@ -32,32 +32,40 @@ def test_tiny_checkpoint_has_the_committed_hash(model: registry.Model) -> None:
     assert weights.sha256 == store.of(model.name, weights, model.prompts(tiny=True)).facts["identity"]["weights"]
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_next_token_entropy_is_that_of_a_trained_model(model: registry.Model) -> None:
-    """Averaged over the default prompts it lies between 1.5 and 3 nats."""
-    store = GoldenStore.default()
-    trace = Trace.load(store.of(model.name, resolve(model, "tiny"), model.prompts(tiny=True)).path)
-    logits = np.concatenate([part for prompt in trace.prompts.values() for part in (prompt.prefill, prompt.decode)])
-    assert 1.5 <= entropy(logits).mean() <= 3.0
+class Run(NamedTuple):
+    """Our logits ``[P, V]`` over all that is forced, and the summed squares ``[D]`` of what the head read."""
+
+    logits: np.ndarray
+    squares: torch.Tensor
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_residual_stream_has_outlier_channels(model: registry.Model) -> None:
-    """Before the head a few channels are several times larger than the others, and only a few."""
-    weights = resolve(model, "tiny")
-    loaded = model.family.load(weights.folder)
-    inputs = tokenize(read_prompts(model.prompts(tiny=True)), weights.folder, loaded.config)
+@pytest.fixture(scope="module", params=MODELS)
+def run(request: pytest.FixtureRequest) -> Run:
+    """A tiny model's own, once for all that is asked of it."""
+    model: registry.Model = request.param
+    folder = resolve(model, "tiny").folder
+    loaded = model.family.load(folder)
+    inputs = tokenize(read_prompts(model.prompts(tiny=True)), folder, loaded.config)
     norm = next(module for name, module in loaded.named_modules() if name.endswith(("head.norm", "decoder.norm")))
     seen: list[torch.Tensor] = []
     norm.register_forward_pre_hook(lambda _, given: seen.append(given[0][0].square().sum(0)))
     session = DrivenSession(loaded.config, [TorchProgram(loaded, 96)])
+    rows = []
     with torch.no_grad():
         for prompt in inputs.prompts:
-            session.prefill(prompt, 96)
-            for token in prompt.continuation:
-                session.decode(token)
-    squares = torch.stack(seen).sum(0)
-    ratios = (squares / squares.median()).sqrt()
+            rows.append(session.prefill(prompt, 96).logits)
+            rows += [session.decode(token)[None] for token in prompt.continuation]
+    return Run(np.concatenate(rows), torch.stack(seen).sum(0))
+
+
+def test_next_token_entropy_is_that_of_a_trained_model(run: Run) -> None:
+    """Averaged over the default prompts it lies between 1.5 and 3 nats."""
+    assert 1.5 <= entropy(run.logits).mean() <= 3.0
+
+
+def test_residual_stream_has_outlier_channels(run: Run) -> None:
+    """Before the head a few channels are several times larger than the others, and only a few."""
+    ratios = (run.squares / run.squares.median()).sqrt()
     assert 1 <= int((ratios > 3).sum()) <= OUTLIER_CHANNELS + 1
 
 

@@ -361,6 +361,15 @@ def test_place_of_a_recording(tmp_path: Path) -> None:
     assert GoldenStore(tmp_path).of("llama", weights, "short").name == "llama/small/short"
 
 
+def test_weights_are_named_as_they_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From whatever folder: a file by its path, and a folder made of a file by its own."""
+    decoder().write(tmp_path / "small.gguf")
+    monkeypatch.chdir(tmp_path)
+    found = resolve(LLAMA, "small.gguf")
+    assert found.asked == str(tmp_path / "small.gguf")
+    assert resolve(LLAMA, str(found.folder)).asked == str(found.folder)
+
+
 # -- what is refused
 
 

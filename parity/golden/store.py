@@ -1,34 +1,37 @@
 """Recordings of the oracle that gate tomorrow's conversion without the original.
 
-A recording is ``golden/<preset>/<weights>/<prompt set>.safetensors``, a trace like any other, and beside it a ``.json``
-that says what it was made from. If any of that has changed since, the recording is stale, and stale is an error.
+A recording is ``golden/<preset>/<weights>/<prompt set>.safetensors``: sketches of the oracle's float64 logits, and what
+it generated. Beside it is a ``.json`` that says what it was made from. If any of that has changed since, the recording
+is stale, and stale is an error. It answers one question: is a float64 trace that was computed today the oracle's? A
+trace that is, our own model's, takes the oracle's place for every other rung.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import parity
 from models import registry
 from models.errors import UnknownModelError
 from parity import environment
+from parity.compare.sketch import parameters
 from parity.errors import GoldenError, UsageError
 from parity.files import sha256_of, whole_file, write_json
+from parity.golden.sketched import Golden
 from parity.inputs import Inputs, read_prompts
 from parity.situations import is_made
 from parity.trace import Trace
 from parity.weights import Weights
 from parity.weights.published import CONFIGURATION
 
-#: Of the sidecar and of the trace beside it.
-SCHEMA_VERSION = 2
+#: Of the sidecar and of the numbers beside it.
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -94,23 +97,30 @@ class GoldenStore:
         for path in sorted(self.folder.glob("*/*/*.safetensors")):
             yield Recording("/".join(path.relative_to(self.folder).with_suffix("").parts), path)
 
-    def record(self, model: str, weights: Weights, inputs: Inputs, reference: Reference) -> Recording:
-        """Store the oracle's trace and the original's noise. Logits are rounded to float32 once.
+    def record(self, model: str, weights: Weights, inputs: Inputs, trace: Trace) -> Recording:
+        """Store what the oracle computed and said; the same trace gives the same file.
 
-        The sidecar is put in place first: a recording is there once its logits are, so that one whose making was cut
+        The sidecar is put in place first: a recording is there once its numbers are, so that one whose making was cut
         short between the two is no recording yet and nothing that must be overwritten.
+
+        Raises:
+            GoldenError: the trace is not in float64, is not finite, or does not answer ``inputs``.
         """
         recording = self.of(model, weights, inputs.name)
-        with whole_file(recording.path) as logits:
-            reference.trace.save(logits, dtype=np.float32)
-            self._describe(recording, logits, weights, inputs)
+        golden = Golden.of(recording.name, trace)
+        golden.check(inputs)
+        with whole_file(recording.path) as numbers:
+            golden.save(numbers)
+            self._describe(recording, numbers, weights, inputs)
         return recording
 
-    def _describe(self, recording: Recording, logits: Path, weights: Weights, inputs: Inputs) -> None:
+    def _describe(self, recording: Recording, numbers: Path, weights: Weights, inputs: Inputs) -> None:
         facts: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
+            "precision": "float64",
+            "sketch": parameters(),
             "identity": identity(weights, inputs),
-            "logits_sha256": sha256_of([logits]),
+            "logits_sha256": sha256_of([numbers]),
             "positions": inputs.positions,
             "prompts_from_file": inputs.source.endswith(".jsonl"),
             "weights_revision": weights.revision,
@@ -119,8 +129,8 @@ class GoldenStore:
         facts["sha256"] = _digest(facts)
         write_json(recording.sidecar, facts)
 
-    def replay(self, model: str, weights: Weights, inputs: Inputs) -> Reference:
-        """The recording as a reference for today's rungs.
+    def replay(self, model: str, weights: Weights, inputs: Inputs) -> Golden:
+        """The recording, for today's exact port to be compared with.
 
         Raises:
             GoldenError: there is none, it is damaged, or it is stale; the message says which command renews it.
@@ -131,7 +141,9 @@ class GoldenStore:
                 f"{recording.path} is not there; record it with `{self._command(model, weights, inputs)}`"
             )
         self.verify(model, weights, inputs)
-        return Reference("golden", Trace.load(recording.path))
+        golden = Golden.load(recording.name, recording.path)
+        golden.check(inputs)
+        return golden
 
     def verify(self, model: str, weights: Weights, inputs: Inputs) -> dict[str, Any]:
         """The sidecar of a recording that still is what it says.
@@ -146,6 +158,8 @@ class GoldenStore:
         version, recorded = facts.get("schema_version"), facts.get("identity", {})
         if version != SCHEMA_VERSION:
             raise GoldenError(f"{recording.name} is stale: it is of schema {version}, not {SCHEMA_VERSION}; {renewal}")
+        if facts.get("sketch") != parameters() or facts.get("precision") != "float64":
+            raise GoldenError(f"{recording.name} is stale: numbers are no longer kept in its way; {renewal}")
         if changed := [what for what, now in identity(weights, inputs).items() if recorded.get(what) != now]:
             raise GoldenError(f"{recording.name} is stale: {' and '.join(changed)} changed since; {renewal}")
         if facts.get("logits_sha256") != sha256_of([recording.path]):
@@ -153,10 +167,10 @@ class GoldenStore:
         return facts
 
     def _command(self, model: str, weights: Weights, inputs: Inputs) -> str:
-        named = {"path": str(weights.folder), "gguf": weights.origin.get("dequantized_from")}
-        source = named.get(weights.kind, weights.kind)
-        command = f"parity golden record {model} --weights {source} --prompts {inputs.source}"
-        return command if self == GoldenStore.default() else f"{command} --golden-dir {self.folder}"
+        source = weights.asked or (str(weights.folder) if weights.kind == "path" else weights.kind)
+        words = ("parity", "golden", "record", model, "--weights", source, "--prompts", inputs.source)
+        command = shlex.join(words)
+        return command if self == GoldenStore.default() else f"{command} --golden-dir {shlex.quote(str(self.folder))}"
 
     def unused(self) -> list[Recording]:
         """Recordings that no check would ever read: of models, prompt sets or drawn weights that no longer exist."""
