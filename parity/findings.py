@@ -221,17 +221,13 @@ class Findings:
         except (ParityError, ModelError) as error:
             cause = f"fidelity could not be judged: {error}"
             faithful = [self._edge(rung.name, "fidelity", f"{rung.name} in PyTorch", cause)]
-        sound = worst(edge.verdict for edge in faithful) is Verdict.PASS
+        faith = worst(edge.verdict for edge in faithful)
+        asked = replace(comparison, question="quality", generation=None).judged(partial(self._affords, rung.name))
         cost = [
-            over_budget(
-                replace(edge, own_loss=own.get(edge.output, {}), budget=self._budget(rung.name, edge.output)),
-                sound=sound,
-            )
-            for edge in replace(comparison, question="quality", generation=None).judged(
-                partial(self._affords, rung.name)
-            )
+            replace(edge, own_loss=own.get(edge.output, {}), budget=self._budget(rung.name, edge.output))
+            for edge in asked
         ]
-        return [*faithful, *cost]
+        return [*faithful, *(over_budget(edge, faith) for edge in cost)]
 
     def _affords(self, rung: str, output: Output) -> tuple[Limit, ...]:
         """What a quantized rung may cost."""
