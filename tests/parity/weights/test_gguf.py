@@ -198,6 +198,8 @@ def test_rule_that_transformers_does_not_know_is_said(tmp_path: Path) -> None:
 
 def test_smollm_splits_numbers_into_digits(tmp_path: Path) -> None:
     """As the published tokenizer does; transformers takes its rule for GPT-2's, which keeps digits together."""
+    from transformers import AutoTokenizer
+
     said: list[str] = []
     made = decoder()
     made.pre = "smollm"
