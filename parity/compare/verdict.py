@@ -90,7 +90,7 @@ def judge(
 ) -> Edge:
     """Hold figures against limits. No limits, a figure that is missing or not finite, one prompt as a sample: ERROR."""
     metrics = measured.metrics
-    meaningless = {limit.metric for limit in limits if limit.optional and metrics.get(limit.metric) is None}
+    meaningless = {limit.metric for limit in limits if limit.optional and _says_nothing(metrics, limit)}
     held = [limit for limit in limits if limit.metric not in meaningless]
     edge = Edge(
         reference=reference,
@@ -120,6 +120,11 @@ def judge(
     if not broken:
         return edge
     return replace(edge, verdict=Verdict.FAIL, cause="; ".join(_said(metrics, limit) for limit in broken))
+
+
+def _says_nothing(metrics: Mapping[str, Any], limit: Limit) -> bool:
+    """Whether a figure has no meaning on these prompts: there is none, or so little of it that no loss would do."""
+    return metrics.get(limit.metric) is None or metrics.get("at_best", {}).get(limit.metric, 0.0) > limit.most
 
 
 def bounds(metrics: Mapping[str, Any], metric: str) -> list[Any]:
