@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import pytest
 from parity.bisect.bisector import Found
 from parity.bisect.locate import Locator
 from parity.compare.bisect import Bisection, StageErrors
+from parity.compare.floor import Conditioning
 from parity.compare.limits import Question
 from parity.compare.measuring import measure
 from parity.compare.verdict import Edge, Verdict
@@ -109,9 +111,7 @@ def test_the_worst_prompt_of_an_encoder_is_one_that_has_something_to_encode() ->
     found = measure(expected, got, inputs, floor=level_floor(expected, 1e-6))
     for output, prompt in (("logits", "one"), ("encoder", "seen")):
         log, figures = Log(BLOCK), found[cast("Any", output)]
-        edge = Edge(
-            reference="a", candidate="float", output=cast("Any", output), verdict=FAIL, prompts=figures.prompts
-        )
+        edge = Edge(reference="a", candidate="float", output=cast("Any", output), verdict=FAIL, prompts=figures.prompts)
         log.locate(Rung("float", Recorded(inputs, got, 0.0, 0.0, "")), [edge], cast("Any", log.ladder))
         assert log.bisected == [("float", prompt)]
 
@@ -120,14 +120,10 @@ def test_the_worst_prompt_of_an_encoder_is_one_that_has_something_to_encode() ->
 def test_what_a_recipe_costs_has_no_stage(name: str) -> None:
     """A file that does what it says, and is over budget, is not bisected, nor is what follows it any less."""
     log = Log(BLOCK)
-    faithful, cost = log.judge(
-        name, PASS, FAIL, outputs=("logits", "logits"), questions=("fidelity", "quality")
-    )
+    faithful, cost = log.judge(name, PASS, FAIL, outputs=("logits", "logits"), questions=("fidelity", "quality"))
     assert log.bisected == []
     assert (faithful.cause, cost.first_divergent_stage, cost.cause) == ("off", None, "off")
-    faithful, cost = log.judge(
-        name, FAIL, FAIL, outputs=("logits", "logits"), questions=("fidelity", "quality")
-    )
+    faithful, cost = log.judge(name, FAIL, FAIL, outputs=("logits", "logits"), questions=("fidelity", "quality"))
     assert log.bisected == [(name, "two")]
     assert (faithful.first_divergent_stage, cost.first_divergent_stage) == ("block_1", None)
     assert cost.cause == "off"
@@ -136,7 +132,9 @@ def test_what_a_recipe_costs_has_no_stage(name: str) -> None:
 def test_the_exact_port_comes_before_all_others() -> None:
     """What it gets wrong, every rung inherits; it is bisected in float64 against the original."""
     log = Log(BLOCK)
-    stages = [log.judge(name, FAIL)[0].first_divergent_stage for name in ("reauthored64", "reauthored", "float", "fp16")]
+    stages = [
+        log.judge(name, FAIL)[0].first_divergent_stage for name in ("reauthored64", "reauthored", "float", "fp16")
+    ]
     assert stages == ["block_1"] * 4
     assert log.bisected == [("reauthored64", "two")]
     log = Log(BLOCK)
@@ -216,3 +214,58 @@ def test_an_encoder_is_blamed_on_its_own_stages_only() -> None:
     assert [edge.first_divergent_stage for edge in edges] == [None, "block_1"]
     edges = Log(BLOCK).judge("float", PASS, FAIL, outputs=outputs)
     assert [edge.first_divergent_stage for edge in edges] == [None, "block_1"]
+
+
+# -- prompts that amplify rounding
+
+ILL = {"one": Conditioning(1e3, 1e5, 40.0), "two": Conditioning(2e3, 1e5, 90.0)}
+
+
+def by_stage(log: Log, *verdicts: Verdict, ill: dict[str, Conditioning] = ILL) -> list[Edge]:
+    outputs = ("encoder", "logits")[-len(verdicts) :]
+    edges = [
+        Edge(reference="a", candidate="float", output=cast("Any", output), verdict=verdict, cause=None)
+        for output, verdict in zip(outputs, verdicts, strict=True)
+    ]
+    return log.by_stage(Rung("float", Recorded(INPUTS, trace(), 0.0, 0.0, "")), edges, cast("Any", log.ladder), ill)
+
+
+def test_a_file_that_passes_on_an_ill_conditioned_prompt_is_held_stage_by_stage() -> None:
+    """On the prompt that amplifies most; right stages leave the PASS, and it is said that they were looked at."""
+    log = Log(found())
+    (edge,) = by_stage(log, PASS)
+    assert log.bisected == [("float", "two")]
+    assert (edge.verdict, edge.cause) == (PASS, None)
+    assert edge.remark == (
+        "prompt two amplifies rounding 90 times as much as the typical one; each of its stages by itself is right"
+    )
+
+
+def test_chaos_excuses_no_stage() -> None:
+    """A mistake that hides below a floor that high is found in its stage, and every edge fails."""
+    sound = found(("prefill", "block_1"))
+    log = Log(replace(sound, bisection=replace(sound.bisection, first="block_1")))
+    for edge in by_stage(log, PASS, PASS):
+        assert (edge.verdict, edge.first_divergent_stage) == (FAIL, "block_1")
+        assert edge.cause is not None
+        assert "amplifies rounding 90 times" in edge.cause
+        assert "look there" in edge.cause
+
+
+def test_stages_that_cannot_be_looked_at_are_no_pass() -> None:
+    """What hides below such a floor is not known then. Of a model that runs by stages it is said."""
+    (edge,) = by_stage(Log(RungError("it crashed")), PASS)
+    assert edge.verdict is ERROR
+    assert str(edge.cause).endswith("its stages could not be looked at by themselves: it crashed")
+    (edge,) = by_stage(Log(BLOCK, streamed=True), PASS)
+    assert edge.verdict is PASS
+    assert "its stages were not looked at" in str(edge.remark)
+
+
+@pytest.mark.parametrize(("verdict", "ill"), [(PASS, {}), (FAIL, ILL), (ERROR, ILL)])
+def test_nothing_is_looked_at_twice(verdict: Verdict, ill: dict[str, Conditioning]) -> None:
+    """Where no prompt is ill-conditioned, or the verdict is known already."""
+    log = Log(BLOCK)
+    (edge,) = by_stage(log, verdict, ill=ill)
+    assert log.bisected == []
+    assert (edge.verdict, edge.remark) == (verdict, None)

@@ -169,7 +169,9 @@ def chi_squared_bounds(count: int) -> tuple[float, float]:
     """Where the true floor lies in units of the measured one, from scipy's own distribution."""
     from scipy import stats
 
-    return math.sqrt(count / stats.chi2.ppf(CONFIDENCE, count)), math.sqrt(count / stats.chi2.ppf(1 - CONFIDENCE, count))
+    return math.sqrt(count / stats.chi2.ppf(CONFIDENCE, count)), math.sqrt(
+        count / stats.chi2.ppf(1 - CONFIDENCE, count)
+    )
 
 
 @pytest.mark.parametrize("count", [4, 8, 16, 32])

@@ -229,7 +229,9 @@ def test_draws_measure_what_they_say(tmp_path: Path) -> None:
     centre.save(tmp_path / "exact")
     asked: list[Inputs] = []
 
-    def answering(_runner: object, inputs: Inputs, generate: int, guide: object, _progress: object) -> tuple[Trace, str]:
+    def answering(
+        _runner: object, inputs: Inputs, generate: int, guide: object, _progress: object
+    ) -> tuple[Trace, str]:
         asked.append(inputs)
         assert (generate, guide) == (0, None)
         prompts = {}
