@@ -383,9 +383,7 @@ def test_a_loss_of_the_right_size_is_no_fidelity(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("own", [rounding(1.0, 2), everywhere(lambda logits: logits)], ids=["something", "nothing"])
 def test_a_file_that_loses_more_than_its_recipe(monkeypatch: pytest.MonkeyPatch, honest: Honest, own: Lie) -> None:
     """It is over budget for what the file does, and that is what the cause says."""
-    fidelity, quality = asked_of_int8(
-        checked(monkeypatch, honest, {"dynamic_int8": rounding(2.0, 1), IN_PYTORCH: own})
-    )
+    fidelity, quality = asked_of_int8(checked(monkeypatch, honest, {"dynamic_int8": rounding(2.0, 1), IN_PYTORCH: own}))
     assert fidelity.verdict is quality.verdict is Verdict.FAIL
     assert str(quality.cause).endswith("; the file does not do what it says, see its fidelity")
 
@@ -402,9 +400,7 @@ def test_pytorch_that_gives_no_numbers_is_an_error(monkeypatch: pytest.MonkeyPat
     assert (quality.verdict, quality.own_loss) == (Verdict.PASS, {})
 
 
-@pytest.mark.parametrize(
-    "rounded", [Rounding(0.9, 1.0), Rounding(0.5, 2.0)], ids=["another code", "a step too large"]
-)
+@pytest.mark.parametrize("rounded", [Rounding(0.9, 1.0), Rounding(0.5, 2.0)], ids=["another code", "a step too large"])
 def test_a_weight_that_is_stored_wrongly_is_no_fidelity(
     monkeypatch: pytest.MonkeyPatch, honest: Honest, rounded: Rounding
 ) -> None:

@@ -1,4 +1,4 @@
-"""What prompts say as a sample: the typical one with its bound, shares with theirs, and no prompt that owns a figure."""
+"""What prompts say as a sample: the typical one with its bound, shares with theirs, and no prompt that owns a mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The re-authored model with the numbers of a quantized file: what a recipe loses by itself, and what a file must do."""
+"""The re-authored model with the numbers of a quantized file: what a recipe loses, and what a file must do."""
 
 from __future__ import annotations
 
