@@ -94,7 +94,7 @@ class _Wanted(Generic[T]):
 
     what: str
     destination: Path
-    sources: Callable[[Sources], str]
+    sources: Callable[[Sources], str | None]
     identity: Callable[[], Identity]
     intact: Callable[[], bool]
     write: Callable[[T], Any]
@@ -297,6 +297,9 @@ class Keepsake(Generic[T]):
         try:
             if self._cache:
                 assert self._cache.sources is not None, "a cache without sources is left alone"
+                if wanted.sources(self._cache.sources) is None:  # what makes this is not what is in the files
+                    self._cache = None
+                    return
                 self._identity = artifacts.identity(wanted, self._cache.sources)
         except OSError as error:
             why = f"{error.filename} cannot be read ({error.strerror})"
@@ -357,15 +360,15 @@ class Keepsake(Generic[T]):
         return key_of(again) == key_of(self._identity) and self._wanted.intact()
 
 
-def _of_files(code: Sources) -> str:
+def _of_files(code: Sources) -> str | None:
     return code.files
 
 
-def _of_originals(code: Sources) -> str:
+def _of_originals(code: Sources) -> str | None:
     return code.originals
 
 
-def _of_ports(code: Sources) -> str:
+def _of_ports(code: Sources) -> str | None:
     return code.ports
 
 
