@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,6 +131,8 @@ def check(
             golden=store if golden else None,
             cache=cache,
             budget=allowed,
+            command=shlex.join(["parity", *sys.argv[1:]]),
+            texts=bool(json or html),
             remote_code=trust_remote_code,
             streamed=streamed,
         )
