@@ -118,7 +118,6 @@ class Findings:
         exact, floor = ladder.exact(), ladder.floor()
         alone = ladder.inputs.one_row
         self.shared = alone if alone.prompts else ladder.inputs
-        self.noisy = floor.noisy
         if isinstance(reference, Golden):
             steps = reference.steps
             said = {name: replace(prompt, steps=steps[name]) for name, prompt in exact.trace.prompts.items()}
@@ -130,6 +129,8 @@ class Findings:
             sizes = compare_prompts(oracle.trace, exact.trace)
         self.digest = self.oracle.trace.of(self.shared).digest
         self.said = {name: list(ids) for name, ids in self.oracle.trace.said.items() if ids}
+        # A model may be exact on its inputs, whatever the order of its sums: then its original is, too.
+        self.noisy = isinstance(reference, Golden) or reference[1].trace.of(self.shared).digest != self.digest
         self.conditioning = conditioning(floor, sizes)
         if isinstance(reference, Golden):
             self.rungs.append(_rung_record(Rung(EXACT, exact)))
@@ -221,17 +222,13 @@ class Findings:
         except (ParityError, ModelError) as error:
             cause = f"fidelity could not be judged: {error}"
             faithful = [self._edge(rung.name, "fidelity", f"{rung.name} in PyTorch", cause)]
-        sound = worst(edge.verdict for edge in faithful) is Verdict.PASS
+        faith = worst(edge.verdict for edge in faithful)
+        asked = replace(comparison, question="quality", generation=None).judged(partial(self._affords, rung.name))
         cost = [
-            over_budget(
-                replace(edge, own_loss=own.get(edge.output, {}), budget=self._budget(rung.name, edge.output)),
-                sound=sound,
-            )
-            for edge in replace(comparison, question="quality", generation=None).judged(
-                partial(self._affords, rung.name)
-            )
+            replace(edge, own_loss=own.get(edge.output, {}), budget=self._budget(rung.name, edge.output))
+            for edge in asked
         ]
-        return [*faithful, *cost]
+        return [*faithful, *(over_budget(edge, faith) for edge in cost)]
 
     def _affords(self, rung: str, output: Output) -> tuple[Limit, ...]:
         """What a quantized rung may cost."""
