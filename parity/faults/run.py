@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from parity.compare.verdict import BORROWED
 from parity.errors import ParityError
 from parity.faults.fault import OUTSIDE, TINY, Fault, Subject
 from parity.faults.planting import plant, planted
@@ -122,7 +123,10 @@ def run(fault: Fault, subject: Subject, template: Template) -> Finding:
 
 def judge(fault: Fault, subject: Subject, exit_code: int, record: dict[str, Any]) -> Finding:
     """Whether a report blames the fault's edge, with its exit code and its stage."""
-    wrong = [edge for edge in record["edges"] if edge["verdict"] != "PASS"]
+    # The original is held against the noise of the port, and says so where that is off.
+    wrong = [
+        edge for edge in record["edges"] if edge["verdict"] != "PASS" and BORROWED not in (edge["cause"] or "")
+    ]
     if exit_code == 0 or not (wrong or record["cause"]):
         return _finding(fault, subject, Outcome.MISSED, exit_code, effect=_effect(fault, record["edges"]))
     first = wrong[0] if wrong else {"candidate": None, "cause": record["cause"], "verdict": "ERROR"}

@@ -14,6 +14,7 @@ import pytest
 
 from models import registry
 from parity.compare.limits import EXACT, Question, question_of
+from parity.compare.verdict import BORROWED
 from parity.faults.catalogue import faults
 from parity.faults.catalogue.situations import FAULTS as OF_SITUATIONS
 from parity.faults.fault import Fault, Subject
@@ -184,6 +185,7 @@ PHI, T5 = Subject(registry.get("phi-2")), Subject(registry.get("t5-small"))
         (FAILING, 0, [edge(EXACT, "FAIL", "block_0")], Outcome.MISSED),
         (FAILING, 1, [edge(EXACT), edge("reauthored", "FAIL", "block_0")], Outcome.MISSED),
         (FAILING, 1, [edge("original", "FAIL"), edge(EXACT, "FAIL", "block_0")], Outcome.MISSED),
+        (FAILING, 1, [edge("original", "FAIL", cause=BORROWED), edge(EXACT, "FAIL", "block_0")], Outcome.CAUGHT),
         (FAILING, 3, [edge(EXACT, "ERROR", cause="a crash")], Outcome.CRASHED),
         (FAILING, 3, [edge(EXACT, "FAIL", "block_0")], Outcome.CRASHED),
         (LYING, 3, [edge(EXACT), edge("float", "ERROR", cause="NaN or infinity at 1 of 3")], Outcome.CAUGHT),
