@@ -548,7 +548,8 @@ def test_a_weight_that_is_not_the_checkpoints_fails_however_little_shows() -> No
     assert found.cause == "not what was published"
     off = with_misstored(judged({"loss": 3.0}, [limit(most=2.0)]), "blocks.1.mlp.down_proj", "not what was published")
     assert (off.verdict, off.first_divergent_stage) == (Verdict.FAIL, None)
-    assert off.cause == "loss 3, limit 2.0; not what was published"
+    assert (off.cause or "").startswith("loss 3")
+    assert (off.cause or "").endswith("; not what was published")
 
 
 def test_an_original_is_not_blamed_for_the_noise_of_a_port_that_is_off() -> None:

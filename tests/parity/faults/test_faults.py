@@ -170,7 +170,7 @@ def edge(
     }
 
 
-FAILING, LYING = KNOWN["q and k swapped"], KNOWN["NaN in one position"]
+FAILING, LYING = KNOWN["epsilon ten times as large"], KNOWN["NaN in one position"]
 STORING, INT8 = KNOWN["one step a hundredth off"], "dynamic_int8"
 PHI, T5 = Subject(registry.get("phi-2")), Subject(registry.get("t5-small"))
 
@@ -208,13 +208,13 @@ def test_the_matrix_tells_what_was_missed_and_what_was_misplaced() -> None:
     everywhere = [PHI, LLAMA, T5, Subject(T5.model, "sample")]
     page = to_markdown([FAILING], [right, missed], everywhere)
     assert "| fault | phi-2 | smollm-135m | t5-small | t5-small sample |" in page
-    assert "| q and k swapped | ✓ 3 | **missed** | ? | ? |" in page
+    assert "| epsilon ten times as large | ✓ 3 | **missed** | ? | ? |" in page
     assert "caught: 1 of 2" in page
     assert "not run: 2 of 4" in page
-    assert "- q and k swapped in smollm-135m: missed, exit code 0." in page
+    assert "- epsilon ten times as large in smollm-135m: missed, exit code 0." in page
     page = to_markdown([FAILING], [other], [PHI])
-    assert "| q and k swapped | ✓* 3 |" in page
-    assert "- q and k swapped: head instead of block_0 (1 model)" in page
+    assert "| epsilon ten times as large | ✓* 3 |" in page
+    assert "- epsilon ten times as large: head instead of block_0 (1 model)" in page
     assert "the right stage named: 0 of 1 (0.0 %)" in page
 
 
