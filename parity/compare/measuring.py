@@ -158,7 +158,7 @@ def _drawn(floor: NoiseFloor) -> dict[str, Any]:
 
 def _worst(ratios: Mapping[str, Mapping[str, Array]]) -> dict[str, Any]:
     """The worst position, and where it is; the first that is no number, if there is one."""
-    largest, where = -math.inf, {}
+    largest, where = -math.inf, dict[str, Any]()
     for phase, prompts in ratios.items():
         for name, each in prompts.items():
             place = int(np.argmax(np.where(np.isnan(each), np.inf, each)))
