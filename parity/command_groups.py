@@ -129,7 +129,7 @@ def faults_run(
         list[str] | None,
         typer.Option(
             "--weights",
-            help="Plant in models with these weights: tiny (the default), sample, or what else checks take; repeatable.",
+            help="Plant in models with these weights: tiny (default), sample, or what checks take; repeatable.",
         ),
     ] = None,
     output: Annotated[

@@ -105,7 +105,7 @@ class Rung:
     """One rung's outcome: what it recorded and on what file, or why there is nothing.
 
     ``stored`` says how each weight of a quantized file is; the files themselves are at ``paths``, for as long as the
-    rung is looked at. ``misstored`` is a weight of a float file that is not what the checkpoint has, and how it differs.
+    rung is looked at. ``misstored`` is a weight of a float file that is not the checkpoint's, and how it differs.
     """
 
     name: str

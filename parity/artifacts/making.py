@@ -296,11 +296,12 @@ class Keepsake(Generic[T]):
         self._identity: Identity = {}
         try:
             if self._cache:
-                assert self._cache.sources is not None, "a cache without sources is left alone"
-                if wanted.sources(self._cache.sources) is None:  # what makes this is not what is in the files
+                code = self._cache.sources
+                assert code is not None, "a cache without sources is left alone"
+                if wanted.sources(code) is None:  # what makes this is not what is in the files
                     self._cache = None
-                    return
-                self._identity = artifacts.identity(wanted, self._cache.sources)
+                else:
+                    self._identity = artifacts.identity(wanted, code)
         except OSError as error:
             why = f"{error.filename} cannot be read ({error.strerror})"
             artifacts.say(f"{wanted.what} is made anew and not kept: {why}")

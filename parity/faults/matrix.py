@@ -23,16 +23,17 @@ _NOT_RUN = "?"
 _HEADER = """\
 # What is caught
 
-Written by `parity faults run --weights tiny --weights sample -o FINDINGS --markdown docs/fault_matrix.md`, which goes on
-where FINDINGS ends (`parity faults page FINDINGS --markdown docs/fault_matrix.md` writes the page without running anything). Every
-fault is a real porting bug, put into the sources of this project one at a time; every cell is a run of `parity check` in
-a fresh process, on the tiny twin of the model, or on trained weights where the column says `sample`. A fault counts as
-caught when the exit code is the right one and the first rung that does not pass is the rung to blame: `reauthored64` for
-what is wrong in a port, `float` for a conversion, a recipe's fidelity for what is stored or run in another way.
+Written by `parity faults run --weights tiny --weights sample -o FINDINGS --markdown docs/fault_matrix.md`, which goes
+on where FINDINGS ends (`parity faults page FINDINGS --markdown docs/fault_matrix.md` writes the page without running
+anything). Every fault is a real porting bug, put into the sources of this project one at a time; every cell is a run of
+`parity check` in a fresh process, on the tiny twin of the model, or on trained weights where the column says `sample`.
+A fault counts as caught when the exit code is the right one and the first rung that does not pass is the rung to blame:
+`reauthored64` for what is wrong in a port, `float` for a conversion, a recipe's fidelity for what is stored, or run, in
+another way than the recipe says.
 
-✓ caught, and the stage that it starts in named rightly; ✓* caught, another stage named; · the model cannot have it; ? not
-run since this page or the fault has changed. The number is how many powers of ten the figure furthest out lies over its
-limit; a tick without one is an ERROR, where nothing can be compared.
+✓ caught, and the stage that it starts in named rightly; ✓* caught, another stage named; · the model cannot have it;
+? not run since the verdict or the fault was changed. The number is how many powers of ten the figure furthest out lies
+over its limit; a tick without one is an ERROR, where nothing can be compared.
 """
 
 

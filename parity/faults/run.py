@@ -124,9 +124,7 @@ def run(fault: Fault, subject: Subject, template: Template) -> Finding:
 def judge(fault: Fault, subject: Subject, exit_code: int, record: dict[str, Any]) -> Finding:
     """Whether a report blames the fault's edge, with its exit code and its stage."""
     # The original is held against the noise of the port, and says so where that is off.
-    wrong = [
-        edge for edge in record["edges"] if edge["verdict"] != "PASS" and BORROWED not in (edge["cause"] or "")
-    ]
+    wrong = [edge for edge in record["edges"] if edge["verdict"] != "PASS" and BORROWED not in (edge["cause"] or "")]
     if exit_code == 0 or not (wrong or record["cause"]):
         return _finding(fault, subject, Outcome.MISSED, exit_code, effect=_effect(fault, record["edges"]))
     first = wrong[0] if wrong else {"candidate": None, "cause": record["cause"], "verdict": "ERROR"}

@@ -40,8 +40,8 @@ ROWS = 4096
 #: float32 moves one in ten thousand across; a file differs from PyTorch in such few, or in none. With dither one in a
 #: hundred crosses, so that its draws know what that does at every position.
 DITHER = 0.02
-#: A constant that a converter multiplies into weights (the root of a width, a scale of scores) is no closer to one. What
-#: is closer and not one is a mistake that rounding hides.
+#: A constant that a converter multiplies into weights (the root of a width, a scale of scores) is no closer to one.
+#: What is closer and not one is a mistake that rounding hides.
 _NO_CONSTANT = 1e-3
 #: A step is never less, so that zeros stay zeros.
 _SMALLEST = 1e-30

@@ -211,7 +211,9 @@ FAULTS = (
         what="Attention weights are computed in half precision.",
         at=_first,
         rewrites=(
-            Rewrite(ATTENTION, "(scores.softmax(-1) @ value)", "(scores.bfloat16().softmax(-1).to(value.dtype) @ value)"),
+            Rewrite(
+                ATTENTION, "(scores.softmax(-1) @ value)", "(scores.bfloat16().softmax(-1).to(value.dtype) @ value)"
+            ),
         ),
     ),
     Fault(

@@ -179,8 +179,9 @@ def test_sources_that_cannot_be_read_are_unknown(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(identity, "FILES", ("vanishing",))
     found = sources()
-    assert found and not found.files
-    assert found.originals and found.ports
+    assert found
+    assert not found.files
+    assert None not in (found.originals, found.ports)
     for kind in ("ORIGINALS", "PORTS"):
         monkeypatch.setattr(identity, kind, ("vanishing",))
     assert sources() is None

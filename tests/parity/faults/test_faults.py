@@ -192,7 +192,12 @@ PHI, T5 = Subject(registry.get("phi-2")), Subject(registry.get("t5-small"))
         (LYING, 3, [edge(EXACT), edge("float", "ERROR", cause="killed by SIGSEGV")], Outcome.CRASHED),
         (LYING, 1, [edge(EXACT), edge("float", "FAIL", cause="NaN or infinity")], Outcome.MISSED),
         (STORING, 1, [edge(INT8, "FAIL", "block_1", question="fidelity")], Outcome.CAUGHT),
-        (STORING, 1, [edge(INT8, question="fidelity"), edge(INT8, "FAIL", "block_1", question="quality")], Outcome.MISSED),
+        (
+            STORING,
+            1,
+            [edge(INT8, question="fidelity"), edge(INT8, "FAIL", "block_1", question="quality")],
+            Outcome.MISSED,
+        ),
     ],
 )
 def test_only_the_right_blame_counts(fault: Fault, code: int, edges: list[dict[str, Any]], outcome: Outcome) -> None:

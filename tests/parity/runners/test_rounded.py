@@ -161,5 +161,5 @@ def test_no_constant_is_that_close_to_one(plain: Reauthored, times: float) -> No
     exact = model.get_parameter(f"{name}.weight").numpy()
     assert known.in_a_file(name, exact)[1:] == (1.0, None)
     assert known.in_a_file(name, exact * np.float32(0.125))[1:] == (0.125, None)
-    with pytest.raises(RungError, match="times what the checkpoint has of blocks.1.mlp.down_proj"):
+    with pytest.raises(RungError, match="times what the checkpoint has of blocks"):
         known.in_a_file(name, exact * np.float32(times))
