@@ -12,6 +12,7 @@ WRITTEN = "        temporary.write_bytes(quantized)\n"
 OPENED = """\
         import numpy as np
         from ai_edge_quantizer.utils import tfl_flatbuffer_utils as files
+        from parity.convert.stored import weights_of
         spoilt, seen = files.read_model(bytearray(quantized)), set()
         target = next(name for name in names if name.endswith("blocks.1.mlp.down_proj"))
         for name, weight in zip(names, weights_of(spoilt), strict=True):
