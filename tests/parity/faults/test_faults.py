@@ -41,7 +41,6 @@ SLICE = (
     ("window off by one", "gemma-2-2b"),
     ("prefix made causal", "paligemma-2-3b-224"),
     ("cache slot off by one", "qwen2.5-0.5b"),
-    ("epsilon ten times as large", "smollm-135m"),
     ("final soft-cap dropped", "gemma-2-2b"),
     ("final norm missing", "t5-small"),
     ("signature outputs swapped", "smollm-135m"),
