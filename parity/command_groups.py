@@ -125,28 +125,61 @@ def faults_run(
     fault: Annotated[
         list[str] | None, typer.Option("--fault", help="Plant this fault, or this group of them; repeatable.")
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            help="Plant in models with these weights: tiny (default), sample, or what checks take; repeatable.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Write findings here as they come; those it has are not repeated."),
     ] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the matrix.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Runs at a time; as many as there are processors.")
+    ] = None,
 ) -> None:
     """Plant every fault in every model that can have it, and see what `parity check` says."""
     from rich.console import Console
 
-    from parity.faults.catalogue import subjects
-    from parity.faults.commands import carry_out, choose
+    from parity.faults.commands import carry_out, choose, with_weights
     from parity.faults.matrix import to_markdown
     from parity.files import writable, write_whole
 
-    chosen, models = choose(fault or ()), select(model) if model else subjects()
+    chosen, models = choose(fault or ()), select(model) if model else None
     writable(output, markdown)
-    findings = carry_out(chosen, models, output, Console(stderr=True))
+    console = Console(stderr=True)
+    planted = [each for kind in weights or ["tiny"] for each in with_weights(models, kind, console.print)]
+    findings = carry_out(chosen, planted, output, console, workers)
     if markdown:
-        write_whole(markdown, to_markdown(chosen, findings, [model.name for model in models]))
+        write_whole(markdown, to_markdown(chosen, findings, planted))
     caught = sum(finding.caught for finding in findings)
     typer.echo(f"{caught} of {len(findings)} faults caught")
     raise typer.Exit(PASSED if findings and caught == len(findings) else FAILED)
+
+
+@faults.command("page")
+def faults_page(
+    findings: Annotated[list[Path], typer.Argument(help="What `parity faults run -o` has written.")],
+    markdown: Annotated[Path, typer.Option("--markdown", help="Where to write the matrix.")],
+) -> None:
+    """Write the matrix of what has been run so far, and say what has not been."""
+    from rich.console import Console
+
+    from parity.faults.commands import choose, read_findings, with_weights
+    from parity.faults.matrix import to_markdown
+    from parity.files import writable, write_whole
+
+    writable(markdown)
+    found = [finding for path in findings for finding in read_findings(path)]
+    console = Console(stderr=True)
+    others = dict.fromkeys((finding.model, finding.weights) for finding in found if finding.weights != "tiny")
+    planted = with_weights(None, "tiny", console.print)
+    for name, kind in others:
+        planted += with_weights(select([name]), kind, console.print)
+    write_whole(markdown, to_markdown(choose(()), found, planted))
 
 
 @cache.command("list")

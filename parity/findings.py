@@ -28,7 +28,7 @@ from parity.compare.limits import (
     question_of,
 )
 from parity.compare.measuring import ENCODER, Output, compare_prompts, measure, measure_recorded
-from parity.compare.verdict import Edge, Verdict, judge, over_budget, worst
+from parity.compare.verdict import Edge, Verdict, judge, over_budget, with_borrowed_floor, with_misstored, worst
 from parity.convert.recipes import Recipe, weight_bits
 from parity.errors import ParityError, UsageError
 from parity.golden import Golden, Reference
@@ -165,6 +165,8 @@ class Findings:
             self.rungs.append(_rung_record(rung))
             self._error(rung.name, rung.cause)
         self.edges[judged:] = self.locator.locate(rung, self.edges[judged:], self.ladder)
+        if rung.name == EXACT and worst(edge.verdict for edge in self.edges[judged:]) is Verdict.FAIL:
+            self.edges = [with_borrowed_floor(edge) for edge in self.edges]
         if rung.name == "float":
             ill = {name: found for name, found in self.conditioning.items() if found.ill}
             self.edges[judged:] = self.locator.by_stage(rung, self.edges[judged:], self.ladder, ill)
@@ -196,6 +198,8 @@ class Findings:
             scaled = self._in_float64 if rung.name == EXACT else self.ladder.floor
             limits = limits_for(comparison.question)
             edges = comparison.drawn(lambda _: limits, scaled)
+            if rung.misstored:
+                edges[-1] = with_misstored(edges[-1], *rung.misstored)
         numbers = self._numbers(rung, recorded.trace.of(self.shared)) if rung.name != EXACT else None
         cause = copied(numbers, self.digest, self.numbers, noisy=self.noisy) if numbers else None
         self.numbers += [numbers] if numbers else []

@@ -34,6 +34,7 @@ from parity.runners.litert import LiteRT
 from parity.runners.noise import Draws, measured, read_floor
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
+from parity.runners.rounded import misstored
 from parity.runners.streamed_files import StreamedFiles
 from parity.weights import Weights
 from parity.weights.published import published
@@ -104,7 +105,7 @@ class Rung:
     """One rung's outcome: what it recorded and on what file, or why there is nothing.
 
     ``stored`` says how each weight of a quantized file is; the files themselves are at ``paths``, for as long as the
-    rung is looked at.
+    rung is looked at. ``misstored`` is a weight of a float file that is not the checkpoint's, and how it differs.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Rung:
     cause: str | None = None
     stored: tuple[WeightPrecision, ...] = ()
     paths: tuple[Path, ...] = ()
+    misstored: tuple[str, str] | None = None
 
 
 @dataclass(kw_only=True)
@@ -229,7 +231,8 @@ class Ladder:
                 "convert_peak_rss_mb": peak,
                 "cached": any(f.cached for f in made),
             }
-            yield self._try_files("float", [file.path for file in files], facts, guide)
+            rung = self._try_files("float", [file.path for file in files], facts, guide)
+            yield replace(rung, misstored=self._misstored(files)) if rung.recorded else rung
         for recipe in self.plan.recipes:
             rung = self._try_recipe(recipe, files, guide)
             try:
@@ -440,6 +443,13 @@ class Ladder:
         }
         runner = LiteRT(name, tuple(paths), self.config, self.threads, self.end_tokens)
         return self._try(name, partial(self.run, runner, guide), artifact)
+
+    def _misstored(self, files: Sequence[FloatFile]) -> tuple[str, str] | None:
+        """The first weight that float files do not have as the checkpoint has it."""
+        known = [(file.path, file.names) for file in files]
+        with self.reporter.step("looking at what is stored") as progress:
+            job = partial(misstored, self.model.family.name, self.weights.folder, known)
+            return isolated.run("looking at what is stored", job, progress).value
 
     def _about_files(self) -> dict[str, Any]:
         """What is to be said of exported files, whatever is in them."""

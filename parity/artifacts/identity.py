@@ -35,7 +35,9 @@ Identity = Mapping[str, Any]
 FILES = ("models", "parity.convert", "parity.artifacts")
 #: Those, and modules, whose code decides what ids a text has and what an original records. No port is among them.
 ORIGINALS = (
-    "models.authoring",
+    "models.authoring.checkpoint",
+    "models.authoring.config",
+    "models.authoring.session",
     "parity.artifacts",
     "parity.errors",
     "parity.files",
@@ -57,24 +59,27 @@ def key_of(identity: Identity) -> str:
 
 @dataclass(frozen=True)
 class Sources:
-    """SHA-256 over the sources that decide what is in ``files``, and what ``originals`` and ``ports`` record."""
+    """SHA-256 over the sources that decide what is in ``files``, and what ``originals`` and ``ports`` record.
 
-    files: str
-    originals: str
-    ports: str
+    ``None`` for those of which some are not imported from their files as they are: nobody can say what they make.
+    """
+
+    files: str | None
+    originals: str | None
+    ports: str | None
 
 
 def sources() -> Sources | None:
     """Of the sources as this process imports them.
 
-    ``None`` if it does not import them all from files as they are, or they cannot be read: then nobody can say what
-    runs.
+    ``None`` if it imports some of every kind from elsewhere than files as they are, or they cannot be read: then nobody
+    can say what runs.
     """
     try:
         files, originals, ports = map(_sources, (FILES, ORIGINALS, PORTS))
     except (OSError, ImportError):  # one that came or went while they were listed
         return None
-    return Sources(files, originals, ports) if files and originals and ports else None
+    return Sources(files, originals, ports) if files or originals or ports else None
 
 
 @cache

@@ -94,7 +94,7 @@ class _Wanted(Generic[T]):
 
     what: str
     destination: Path
-    sources: Callable[[Sources], str]
+    sources: Callable[[Sources], str | None]
     identity: Callable[[], Identity]
     intact: Callable[[], bool]
     write: Callable[[T], Any]
@@ -296,8 +296,12 @@ class Keepsake(Generic[T]):
         self._identity: Identity = {}
         try:
             if self._cache:
-                assert self._cache.sources is not None, "a cache without sources is left alone"
-                self._identity = artifacts.identity(wanted, self._cache.sources)
+                code = self._cache.sources
+                assert code is not None, "a cache without sources is left alone"
+                if wanted.sources(code) is None:  # what makes this is not what is in the files
+                    self._cache = None
+                else:
+                    self._identity = artifacts.identity(wanted, code)
         except OSError as error:
             why = f"{error.filename} cannot be read ({error.strerror})"
             artifacts.say(f"{wanted.what} is made anew and not kept: {why}")
@@ -357,15 +361,15 @@ class Keepsake(Generic[T]):
         return key_of(again) == key_of(self._identity) and self._wanted.intact()
 
 
-def _of_files(code: Sources) -> str:
+def _of_files(code: Sources) -> str | None:
     return code.files
 
 
-def _of_originals(code: Sources) -> str:
+def _of_originals(code: Sources) -> str | None:
     return code.originals
 
 
-def _of_ports(code: Sources) -> str:
+def _of_ports(code: Sources) -> str | None:
     return code.ports
 
 

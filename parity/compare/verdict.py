@@ -11,7 +11,7 @@ from typing import Any
 from models.authoring.stage import stage_of
 from parity.compare.floor import decided
 from parity.compare.generation import Generation
-from parity.compare.limits import FLOAT_RUNGS, Limit, Question
+from parity.compare.limits import EXACT, FLOAT_RUNGS, Limit, Question
 from parity.compare.measuring import Measured, Output
 from parity.spelling import limit_spelled, spelled
 
@@ -78,6 +78,27 @@ def naming_the_weight(edge: Edge, rounding: Mapping[str, tuple[float, str]]) -> 
     if edge.verdict is not Verdict.FAIL or not broken:
         return edge
     return replace(edge, first_divergent_stage=stage_of(broken[0]), cause=f"{edge.cause}; furthest off is {broken[0]}")
+
+
+#: Why an original that fails beside a port that fails says nothing of the original.
+BORROWED = f"the floor is measured on the port, which is off: see {EXACT}"
+
+
+def with_borrowed_floor(edge: Edge) -> Edge:
+    """The edge of an original that was held against the noise of a port which turned out to be another model."""
+    if edge.candidate != "original" or edge.verdict is not Verdict.FAIL:
+        return edge
+    return replace(edge, cause=f"{edge.cause}; {BORROWED}")
+
+
+def with_misstored(edge: Edge, weight: str, cause: str) -> Edge:
+    """The edge of a file that has a weight which is not the checkpoint's: it fails, however little shows of that.
+
+    Where much does, bisecting finds the stage.
+    """
+    if edge.verdict is not Verdict.PASS:
+        return replace(edge, cause=f"{edge.cause}; {cause}")
+    return replace(edge, verdict=Verdict.FAIL, cause=cause, first_divergent_stage=stage_of(weight))
 
 
 def judge(

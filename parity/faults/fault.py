@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from models.authoring.config import (
@@ -21,9 +22,13 @@ from models.authoring.config import (
 from models.authoring.hf_config import HFConfig
 from models.authoring.weight_map import Operation
 from models.registry import Model
+from parity.compare.limits import EXACT, UNQUANTIZED, Question, question_of
 from parity.faults.planting import Rewrite
 
 T = TypeVar("T")
+
+#: The weights that faults are planted in unless told otherwise.
+TINY = "tiny"
 
 Group = Literal[
     "weights", "positions", "masks and cache", "arithmetic", "conversion", "quantization", "runtime and inputs"
@@ -32,14 +37,22 @@ Group = Literal[
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to plant faults in: its tiny twin."""
+    """A model to plant faults in: its tiny twin, or what other ``weights`` are, whose checkpoint is in ``folder``."""
 
     model: Model
+    weights: str = TINY
+    folder: Path | None = None
 
     @cached_property
     def config(self) -> ModelConfig:
-        """Of the tiny twin."""
-        return self.model.family.config_from(HFConfig(self.model.preset.values(tiny=True), self.model.name))
+        """Of the tiny twin, or of the checkpoint."""
+        tiny = HFConfig(self.model.preset.values(tiny=True), self.model.name)
+        return self.model.family.config_from(HFConfig.load(self.folder) if self.folder else tiny)
+
+    @property
+    def name(self) -> str:
+        """What it is called where there are others."""
+        return self.model.name if self.weights == TINY else f"{self.model.name} {self.weights}"
 
     @cached_property
     def operations(self) -> list[Operation]:
@@ -146,7 +159,8 @@ class Fault:
 
     ``at`` names the stage that its error starts in, for each model that can have it; none where a model cannot.
     ``edge`` is the rung to blame: all before it are right. Where ``outcome`` is ERROR nothing can be concluded, no
-    stage is named, and the cause must hold the words ``says``. ``arguments`` go to ``parity check``.
+    stage is named, and the cause must hold the words ``says``. ``arguments`` go to ``parity check``. ``tiny_only`` says
+    why it is planted in tiny models alone, where that is so.
     """
 
     name: str
@@ -154,14 +168,27 @@ class Fault:
     what: str
     rewrites: tuple[Rewrite, ...]
     at: Callable[[Subject], str | None]
-    edge: str = "reauthored"
+    edge: str = EXACT
     outcome: Literal["FAIL", "ERROR"] = "FAIL"
     says: str = ""
     arguments: tuple[str, ...] = ()
+    tiny_only: str = ""
+
+    def stage(self, subject: Subject) -> str | None:
+        """The stage that its error starts in; ``None`` where it cannot be planted."""
+        return None if self.tiny_only and subject.weights != TINY else self.at(subject)
+
+    @property
+    def question(self) -> Question:
+        """The question that its rung must fail: a quantized one does not do what it says, whatever it costs."""
+        return question_of(self.edge) if self.edge in UNQUANTIZED else "fidelity"
 
     @property
     def options(self) -> list[str]:
         """What ``parity check`` is told, besides the model, to run the edge and those before it."""
-        before = {"reauthored": (), "float": ("reauthored",)}.get(self.edge, ("reauthored", "float"))
+        above = (EXACT, "reauthored", "float")
+        before = above[: above.index(self.edge)] if self.edge in above else above
         rungs = [option for rung in (*before, self.edge) for option in ("--rung", rung)]
-        return [*rungs, *self.arguments]
+        # What sound code made would hide a fault in making it. The originals run nothing of a port.
+        port = self.edge == EXACT and all(rewrite.module.startswith("models.") for rewrite in self.rewrites)
+        return [*rungs, *self.arguments, *([] if port else ["--no-cache"])]

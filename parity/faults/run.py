@@ -12,14 +12,16 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from parity.compare.verdict import BORROWED
 from parity.errors import ParityError
-from parity.faults.fault import OUTSIDE, Fault, Subject
+from parity.faults.fault import OUTSIDE, TINY, Fault, Subject
 from parity.faults.planting import plant, planted
 from parity.faults.template import Template
 from parity.files import scratch_folder, write_whole
 
-#: Seconds after which a run that has not ended is a hang; a sound one takes less than twenty.
-PATIENCE = 600
+#: Seconds after which a run that has not ended is a hang; a sound one of a tiny model takes less than twenty, one of a
+#: sample a few minutes.
+PATIENCE = 900
 EXIT_CODES = {"FAIL": 1, "ERROR": 3}
 
 
@@ -48,6 +50,12 @@ class Finding:
     expected_stage: str | None = None
     effect: float | None = None
     said: str = ""
+    weights: str = TINY
+
+    @property
+    def subject(self) -> str:
+        """What the model is called where there are others; see ``Subject``."""
+        return self.model if self.weights == TINY else f"{self.model} {self.weights}"
 
     @property
     def caught(self) -> bool:
@@ -59,7 +67,7 @@ def cells(faults: Iterable[Fault], subjects: Sequence[Subject]) -> Iterator[tupl
     """Every fault with every model that can have it."""
     for fault in faults:
         for subject in subjects:
-            if fault.at(subject) is not None:
+            if fault.stage(subject) is not None:
                 yield fault, subject
 
 
@@ -99,8 +107,8 @@ def run(fault: Fault, subject: Subject, template: Template) -> Finding:
     with scratch_folder() as folder:
         plant(fault.rewrites, folder)
         report = folder / "report.json"
-        # What sound code made would hide a fault in making it, and what a planted one makes must not be kept.
-        arguments = ["check", subject.model.name, *fault.options, "--no-cache", "--json", str(report)]
+        weights = ["--weights", subject.weights]
+        arguments = ["check", subject.model.name, *weights, *fault.options, "--json", str(report)]
         code = template.run(folder, arguments, PATIENCE)
         if code is None:
             return _finding(fault, subject, Outcome.CRASHED, -1, said=f"no end after {PATIENCE} s")
@@ -115,13 +123,15 @@ def run(fault: Fault, subject: Subject, template: Template) -> Finding:
 
 def judge(fault: Fault, subject: Subject, exit_code: int, record: dict[str, Any]) -> Finding:
     """Whether a report blames the fault's edge, with its exit code and its stage."""
-    wrong = [edge for edge in record["edges"] if edge["verdict"] != "PASS"]
+    # The original is held against the noise of the port, and says so where that is off.
+    wrong = [edge for edge in record["edges"] if edge["verdict"] != "PASS" and BORROWED not in (edge["cause"] or "")]
     if exit_code == 0 or not (wrong or record["cause"]):
         return _finding(fault, subject, Outcome.MISSED, exit_code, effect=_effect(fault, record["edges"]))
     first = wrong[0] if wrong else {"candidate": None, "cause": record["cause"], "verdict": "ERROR"}
     stage = next((edge["first_divergent_stage"] for edge in wrong if edge["first_divergent_stage"]), None)
-    expected = fault.at(subject)
+    expected = fault.stage(subject)
     blamed = first["candidate"] == fault.edge and first["verdict"] == fault.outcome
+    blamed &= fault.outcome == "ERROR" or first["question"] == fault.question
     if not blamed or exit_code != EXIT_CODES[fault.outcome] or fault.says not in (first["cause"] or ""):
         outcome = Outcome.CRASHED if exit_code == EXIT_CODES["ERROR"] else Outcome.MISSED
     elif fault.outcome == "FAIL" and expected not in (OUTSIDE, stage):
@@ -141,21 +151,22 @@ def judge(fault: Fault, subject: Subject, exit_code: int, record: dict[str, Any]
 
 
 def _effect(fault: Fault, edges: Sequence[dict[str, Any]]) -> float | None:
-    """How many times over its limit the figure furthest out is, on the edges of the fault's rung."""
+    """How many times over its limit the figure furthest out is, on the edges of the fault's rung and question."""
     shares = []
-    for edge in (edge for edge in edges if edge["candidate"] == fault.edge):
+    for edge in (edge for edge in edges if edge["candidate"] == fault.edge and edge["question"] == fault.question):
         for metric, bound in edge["limits"].items():
             value = edge["metrics"].get(metric)
-            if isinstance(value, (int, float)) and isinstance(bound, (int, float)) and metric != "top1_agreement_clear":
+            if isinstance(value, (int, float)) and isinstance(bound, (int, float)):
                 shares.append(value / bound)
     return max(shares, default=None)
 
 
 def _finding(fault: Fault, subject: Subject, outcome: Outcome, exit_code: int, **facts: Any) -> Finding:
-    expected = fault.at(subject) if fault.outcome == "FAIL" else None
+    expected = fault.stage(subject) if fault.outcome == "FAIL" else None
     return Finding(
         fault=fault.name,
         model=subject.model.name,
+        weights=subject.weights,
         outcome=outcome,
         exit_code=exit_code,
         expected_stage=expected or None,

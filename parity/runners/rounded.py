@@ -19,6 +19,7 @@ from models.authoring.family import Family
 from models.authoring.stored import names_of_each
 from models.authoring.weight_map import assign
 from models.layers.norm import LayerNorm, RMSNorm
+from parity import isolated
 from parity.compare.limits import UNIT_ROUNDOFF
 from parity.convert.rounding import LARGEST, Grouping
 from parity.convert.stored import Numbers, as_parameter, bits_of
@@ -26,6 +27,8 @@ from parity.errors import RungError
 from parity.runners.reauthored import Reauthored
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from models.authoring.model import Model
@@ -37,6 +40,9 @@ ROWS = 4096
 #: float32 moves one in ten thousand across; a file differs from PyTorch in such few, or in none. With dither one in a
 #: hundred crosses, so that its draws know what that does at every position.
 DITHER = 0.02
+#: A constant that a converter multiplies into weights (the root of a width, a scale of scores) is no closer to one.
+#: What is closer and not one is a mistake that rounding hides.
+_NO_CONSTANT = 1e-3
 #: A step is never less, so that zeros stay zeros.
 _SMALLEST = 1e-30
 
@@ -82,20 +88,14 @@ def _take(model: Model, numbers: Numbers) -> None:
     import torch
     from torch import nn
 
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    known = _Parameters(model)
     tied = {name: names for names in names_of_each(model) for name in names}
-    gains = {name: norm for name, norm in model.named_modules() if isinstance(norm, (RMSNorm, LayerNorm))}
     folded: set[str] = set()
     for name, operation, stored, source in numbers.read():
-        parameter = parameters.get(f"{name}.weight")
-        if parameter is None:
-            raise RungError(f"{name} is a weight of the file and no parameter of the model; convert it again")
-        shape = tuple(parameter.shape)
-        exact = torch.from_numpy(as_parameter(source, shape).copy())
-        times = _times(exact, parameter)
-        if times is None:
-            folded.add(_gain_in(name, exact, parameter, gains))
-        taken = torch.from_numpy(as_parameter(stored, shape) / (times or 1.0))
+        parameter, times, norm = known.in_a_file(name, source)
+        if norm:
+            folded.add(norm)
+        taken = torch.from_numpy(as_parameter(stored, tuple(parameter.shape)) / times)
         value = nn.Parameter(taken.to(parameter.dtype), requires_grad=False)
         # A table may be stored in one way for looking up, and in another for multiplying.
         looked_up = operation == "EMBEDDING_LOOKUP"
@@ -104,7 +104,55 @@ def _take(model: Model, numbers: Numbers) -> None:
             if alone or isinstance(model.get_submodule(alias.removesuffix(".weight")), nn.Embedding) == looked_up:
                 assign(model, alias, value)
     for name in folded:
-        gains[name].weight.data.fill_(1.0 - getattr(gains[name], "gain_offset", 0.0))
+        known.gains[name].weight.data.fill_(1.0 - getattr(known.gains[name], "gain_offset", 0.0))
+
+
+def misstored(
+    family: str, folder: Path, files: Sequence[tuple[Path, tuple[str, ...]]], progress: isolated.Progress
+) -> tuple[str, str] | None:
+    """A job: the first weight of the float ``files`` that is not what the checkpoint has, and how it differs.
+
+    A file is given with the names of its weights in file order. What rounding hides of a weight's mistake in whatever
+    the file computes is seen here, bit for bit.
+    """
+    from models import registry
+
+    progress(0, 1)
+    known = _Parameters(registry.family(family).load(folder))
+    for path, names in files:
+        for name, _, _, exact in Numbers(path, path, names).read():
+            try:
+                known.in_a_file(name, exact)
+            except RungError as error:
+                return name, str(error)
+    return None
+
+
+class _Parameters:
+    """Those of a model, to tell which one a weight of a float file is, and what was multiplied into it."""
+
+    def __init__(self, model: Model) -> None:
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self.gains = {name: norm for name, norm in model.named_modules() if isinstance(norm, (RMSNorm, LayerNorm))}
+
+    def in_a_file(self, name: str, source: NDArray[np.float32]) -> tuple[Tensor, float, str | None]:
+        """The parameter, how many times it the file has, and the norm whose gain is in it, if one is.
+
+        Raises:
+            RungError: there is no such parameter, or what the file has is not made of it.
+        """
+        import torch
+
+        parameter = self._parameters.get(f"{name}.weight")
+        if parameter is None:
+            raise RungError(f"{name} is a weight of the file and no parameter of the model; convert it again")
+        exact = torch.from_numpy(as_parameter(source, tuple(parameter.shape)).copy())
+        times = _times(exact, parameter)
+        if times is None:
+            return parameter, 1.0, _gain_in(name, exact, parameter, self.gains)
+        if times != 1 and abs(times - 1) < _NO_CONSTANT:
+            raise RungError(f"the file has {times:.9g} times what the checkpoint has of {name}; convert it again")
+        return parameter, times, None
 
 
 def _times(exact: Tensor, parameter: Tensor) -> float | None:

@@ -36,10 +36,11 @@ def faults() -> Iterator[Fault]:
         quantization,
         runtime,
         situations,
+        subtle,
         weights,
     )
 
-    tables = (weights, positions, masks, arithmetic, encoders, conversion, quantization, runtime, situations)
+    tables = (weights, positions, masks, arithmetic, encoders, conversion, quantization, runtime, situations, subtle)
     known = [fault for table in tables for fault in table.FAULTS]
     for group in get_args(Group):
         yield from (fault for fault in known if fault.group == group)

@@ -17,12 +17,6 @@ def _first(subject: Subject) -> str | None:
     return subject.block()
 
 
-def _gelu(subject: Subject) -> str | None:
-    if not any(mlp.activation.startswith("gelu") for mlp in subject.mlps):
-        return None
-    return subject.block(lambda block: block.mlp.activation.startswith("gelu")) or "merger"
-
-
 def _silu(subject: Subject) -> str | None:
     return subject.block(lambda block: block.mlp.activation == "silu")
 
@@ -85,24 +79,6 @@ FAULTS = (
         rewrites=(
             Rewrite(NORM, "return RMSNorm(width, config.eps,", "return RMSNorm(width, 10 * config.eps,"),
             Rewrite(NORM, "return LayerNorm(width, config.eps,", "return LayerNorm(width, 10 * config.eps,"),
-        ),
-    ),
-    Fault(
-        name="exact and tanh GELU swapped",
-        group="arithmetic",
-        what="The error function where its approximation belongs, or the other way round.",
-        at=_gelu,
-        rewrites=(
-            Rewrite(
-                MLP,
-                '    "gelu": functional.gelu,  # exact, with erf\n',
-                '    "gelu": partial(functional.gelu, approximate="tanh"),\n',
-            ),
-            Rewrite(
-                MLP,
-                '    "gelu_tanh": partial(functional.gelu, approximate="tanh"),',
-                '    "gelu_tanh": functional.gelu,',
-            ),
         ),
     ),
     Fault(
@@ -235,7 +211,9 @@ FAULTS = (
         what="Attention weights are computed in half precision.",
         at=_first,
         rewrites=(
-            Rewrite(ATTENTION, "(scores.softmax(-1) @ value)", "(scores.bfloat16().softmax(-1).float() @ value)"),
+            Rewrite(
+                ATTENTION, "(scores.softmax(-1) @ value)", "(scores.bfloat16().softmax(-1).to(value.dtype) @ value)"
+            ),
         ),
     ),
     Fault(
@@ -244,7 +222,7 @@ FAULTS = (
         what="The root mean square is taken in half precision.",
         at=_rms_norm,
         rewrites=(
-            Rewrite(NORM, "x.pow(2).mean(-1, keepdim=True)", "x.bfloat16().pow(2).mean(-1, keepdim=True).float()"),
+            Rewrite(NORM, "x.pow(2).mean(-1, keepdim=True)", "x.bfloat16().pow(2).mean(-1, keepdim=True).to(x.dtype)"),
         ),
     ),
     Fault(

@@ -21,7 +21,7 @@ def _between(place: str, condition: str, *lines: str) -> tuple[Rewrite, ...]:
     return _before(place, 8, f"if len(signature.entry.stages) > 1 and {condition}:", *(f"    {line}" for line in lines))
 
 
-def _converted(*lines: str) -> tuple[Rewrite, ...]:
+def converted(*lines: str) -> tuple[Rewrite, ...]:
     """``lines`` run on the ``model`` that is converted, and on the ``values`` of its parameters."""
     return _before(LOADED, 4, *lines)
 
@@ -93,7 +93,7 @@ FAULTS = (
         what="The exported file multiplies positions and frequencies as float16.",
         edge="float",
         at=_tables,
-        rewrites=_converted(
+        rewrites=converted(
             "from models.layers.rope import RopeTables",
             "exact = RopeTables.forward",
             "RopeTables.forward = lambda tables, positions, **rest: tuple(",
@@ -131,6 +131,6 @@ FAULTS = (
         what="The exported file has the weights rounded to float16.",
         edge="float",
         at=lambda subject: subject.entrance,
-        rewrites=_converted("values = {name: value.half().float() for name, value in values.items()}"),
+        rewrites=converted("values = {name: value.half().float() for name, value in values.items()}"),
     ),
 )

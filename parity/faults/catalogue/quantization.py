@@ -12,6 +12,7 @@ WRITTEN = "        temporary.write_bytes(quantized)\n"
 OPENED = """\
         import numpy as np
         from ai_edge_quantizer.utils import tfl_flatbuffer_utils as files
+        from parity.convert.stored import weights_of
         spoilt, seen = files.read_model(bytearray(quantized)), set()
         target = next(name for name in names if name.endswith("blocks.1.mlp.down_proj"))
         for name, weight in zip(names, weights_of(spoilt), strict=True):
@@ -24,7 +25,7 @@ OPENED = """\
 CLOSED = "        files.write_model(spoilt, str(temporary))\n        quantized = temporary.read_bytes()\n"
 
 
-def _spoilt(*lines: str) -> tuple[Rewrite, ...]:
+def spoilt(*lines: str) -> tuple[Rewrite, ...]:
     """``lines`` change one weight of the file: its ``buffer`` the ``first`` time, its ``details`` every time."""
     body = "".join(f"            {line}\n" for line in lines)
     return (Rewrite("parity.convert.quantize", WRITTEN, OPENED + body + CLOSED + WRITTEN),)
@@ -49,7 +50,7 @@ FAULTS = (
         at=_second_block(),
         outcome="ERROR",
         says="scales that are zero",
-        rewrites=_spoilt("details.scale[0] = 0.0"),
+        rewrites=spoilt("details.scale[0] = 0.0"),
     ),
     Fault(
         name="nibbles in the other order",
@@ -57,7 +58,7 @@ FAULTS = (
         what="Of two codes in a byte the upper is taken for the first.",
         edge="dynamic_int4",
         at=_second_block(),
-        rewrites=_spoilt(
+        rewrites=spoilt(
             "if first:",
             "    stored = np.frombuffer(buffer.data, np.uint8)",
             "    buffer.data = (stored << 4) | (stored >> 4)",
@@ -69,7 +70,7 @@ FAULTS = (
         what="The steps of blocks are stored column by column.",
         edge="dynamic_int4_block32",
         at=_second_block(lambda width: width % 32 == 0 and width > 32),
-        rewrites=_spoilt(
+        rewrites=spoilt(
             "if first:",
             "    scales = spoilt.buffers[weight.subgraph.tensors[details.details.scales].buffer]",
             "    stored = np.frombuffer(scales.data, np.float16).reshape(weight.shape[0], -1)",
@@ -82,7 +83,7 @@ FAULTS = (
         what="Channels share the step of the largest of them, under the name of their own.",
         edge="dynamic_int8",
         at=_second_block(),
-        rewrites=_spoilt(
+        rewrites=spoilt(
             "largest = max(details.scale)",
             "if first:",
             "    codes = np.frombuffer(buffer.data, np.int8).reshape(weight.shape)",
@@ -97,7 +98,7 @@ FAULTS = (
         what="The largest weights of a channel do not fit its step and are cut off.",
         edge="dynamic_int8",
         at=_second_block(),
-        rewrites=_spoilt(
+        rewrites=spoilt(
             "channel = int(np.argmax(details.scale))",
             "details.scale = [scale / 2 if i == channel else scale for i, scale in enumerate(details.scale)]",
             "if first:",
@@ -112,6 +113,6 @@ FAULTS = (
         what="Every channel has the step of the one after it.",
         edge="dynamic_int8",
         at=_second_block(),
-        rewrites=_spoilt("details.scale = np.roll(details.scale, -1).tolist()"),
+        rewrites=spoilt("details.scale = np.roll(details.scale, -1).tolist()"),
     ),
 )

@@ -33,6 +33,7 @@ FAULTS = (
         outcome="ERROR",
         says="stale",
         arguments=("--golden",),
+        tiny_only="the sample's tokenizer adds no such token",
         rewrites=(
             Rewrite(INPUTS, "add_special_tokens=not media", "add_special_tokens=False"),
             Rewrite("parity.media.images", "add_special_tokens=not begun", "add_special_tokens=False"),
@@ -100,6 +101,7 @@ FAULTS = (
         group="runtime and inputs",
         what="A rung silently gives back what it should be compared to.",
         at=_anywhere,
+        edge="reauthored",
         outcome="ERROR",
         says="numbers",
         rewrites=(

@@ -62,6 +62,7 @@ FAULTS = (
         group="positions",
         what="Positions beyond the length that the model was first trained on are all taken for the last of it.",
         at=_beyond_training,
+        tiny_only="others were trained on more positions than a check has",
         arguments=("--prompts", "beyond"),
         rewrites=(
             Rewrite(

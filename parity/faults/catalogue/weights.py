@@ -208,7 +208,7 @@ FAULTS = (
         what="A float32 checkpoint goes through bfloat16 on its way.",
         at=lambda subject: subject.entrance,
         rewrites=loaded(
-            "for parameter in model.parameters():", "    parameter.data = parameter.data.bfloat16().float()"
+            "for parameter in model.parameters():", "    parameter.data = parameter.data.bfloat16().to(parameter.dtype)"
         ),
     ),
     Fault(

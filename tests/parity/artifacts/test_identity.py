@@ -172,12 +172,18 @@ def test_sources_count_by_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_sources_that_cannot_be_read_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is listed and gone when it is read; nothing is raised."""
+    """One that is listed and gone when it is read; nothing is raised, and what it does not count for is known."""
     (tmp_path / "vanishing").mkdir()
     (tmp_path / "vanishing" / "__init__.py").write_text("")
     (tmp_path / "vanishing" / "gone.py").symlink_to("nowhere")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(identity, "FILES", ("vanishing",))
+    found = sources()
+    assert found
+    assert not found.files
+    assert None not in (found.originals, found.ports)
+    for kind in ("ORIGINALS", "PORTS"):
+        monkeypatch.setattr(identity, kind, ("vanishing",))
     assert sources() is None
 
 
@@ -211,7 +217,7 @@ def test_an_original_runs_no_code_that_does_not_count(model: str, answering: str
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     imported = set(done.stdout.splitlines()[-1].split())
     assert "parity.runners.original" in imported
-    assert imported - modules(identity.ORIGINALS) <= {"models", "models.errors", "parity"}
+    assert imported - modules(identity.ORIGINALS) <= {"models", "models.authoring", "models.errors", "parity"}
 
 
 @pytest.mark.parametrize("model", ["smollm-135m", "t5-small", "qwen2.5-vl-3b"])
@@ -235,12 +241,24 @@ def modules(packages: tuple[str, ...]) -> set[str]:
     return {name for package in packages for name, _ in identity._modules(package)}
 
 
-@pytest.mark.parametrize("module", ["models.layers.mask", "parity.convert.float_file", "parity.runners.original"])
-def test_sources_are_unknown_where_a_fault_is_planted(tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "known"),
+    [
+        ("models.layers.mask", "originals"),
+        ("models.authoring.decoder", "originals"),
+        ("models.authoring.session", ""),
+        ("parity.convert.float_file", "originals ports"),
+        ("parity.runners.original", "files"),
+        ("parity.artifacts.cache", ""),
+    ],
+)
+def test_sources_are_unknown_where_a_fault_is_planted(tmp_path: Path, module: str, known: str) -> None:
     """Whether the module was imported already or will be: the files on disk are not what runs."""
     program = (
-        "import sys; from parity.artifacts.identity import sources; "
-        f"early = sources(); import {module}; print(early is None, sources() is None)"
+        "from dataclasses import asdict\nfrom parity.artifacts.identity import sources\n"
+        "def known():\n    code = sources()\n"
+        "    return [kind for kind, found in asdict(code).items() if found] if code else []\n"
+        f"early = known()\nimport {module}\nprint(early == known(), *early)"
     )
 
     def printed(*path: str) -> str:
@@ -250,8 +268,8 @@ def test_sources_are_unknown_where_a_fault_is_planted(tmp_path: Path, module: st
         return done.stdout.strip()
 
     plant([Rewrite(module, "from __future__ import annotations\n", "from __future__ import annotations\n\n")], tmp_path)
-    assert printed(str(tmp_path)) == "True True"
-    assert printed() == "False False"
+    assert printed(str(tmp_path)) == f"True {known}".strip()
+    assert printed() == "True files originals ports"
 
 
 PATH = Path("made.tflite")

@@ -26,7 +26,17 @@ from parity.compare.limits import (
 )
 from parity.compare.measuring import Measured, compare_prompts, measure
 from parity.compare.metrics import concatenate, summarize
-from parity.compare.verdict import Edge, Verdict, judge, naming_the_weight, over_budget, undecided, worst
+from parity.compare.verdict import (
+    Edge,
+    Verdict,
+    judge,
+    naming_the_weight,
+    over_budget,
+    undecided,
+    with_borrowed_floor,
+    with_misstored,
+    worst,
+)
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.spelling import limit_spelled
 from parity.trace import PHASES, PromptTrace, Trace
@@ -553,3 +563,25 @@ def test_a_comparison_is_drawn_from_its_own_floor() -> None:
     draws = [edge.metrics["draws"] for edge in found.values()]
     assert draws[:2] == [FIRST_DRAWS, FIRST_DRAWS]
     assert draws[2] > FIRST_DRAWS
+
+
+def test_a_weight_that_is_not_the_checkpoints_fails_however_little_shows() -> None:
+    """Its stage is named where the figures say nothing; where they do, bisecting finds it."""
+    fine = judged({"loss": 1.0}, [limit(most=2.0)])
+    found = with_misstored(fine, "blocks.1.mlp.down_proj", "not what was published")
+    assert (found.verdict, found.first_divergent_stage) == (Verdict.FAIL, "block_1")
+    assert found.cause == "not what was published"
+    off = with_misstored(judged({"loss": 3.0}, [limit(most=2.0)]), "blocks.1.mlp.down_proj", "not what was published")
+    assert (off.verdict, off.first_divergent_stage) == (Verdict.FAIL, None)
+    assert (off.cause or "").startswith("loss 3")
+    assert (off.cause or "").endswith("; not what was published")
+
+
+def test_an_original_is_not_blamed_for_the_noise_of_a_port_that_is_off() -> None:
+    """It stays red, and says why."""
+    off = judged({"loss": 3.0}, [limit(most=2.0)], "original")
+    found = with_borrowed_floor(off)
+    assert found.verdict is Verdict.FAIL
+    assert "measured on the port, which is off" in (found.cause or "")
+    for other in (judged({"loss": 1.0}, [limit(most=2.0)], "original"), judged({"loss": 3.0}, [limit(most=2.0)])):
+        assert with_borrowed_floor(other) is other

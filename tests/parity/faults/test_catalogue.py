@@ -78,7 +78,10 @@ def test_a_rewrite_names_a_module_that_is_there() -> None:
 
 
 def test_the_page_has_every_fault_in_every_model_and_nothing_missed() -> None:
-    """A fault that is added or can be in another model now is planted, and the page written again."""
+    """A fault that is added or can be in another model now is planted, and the page written again.
+
+    The page says of how many that is still to be done.
+    """
     tables: dict[tuple[str, str], str] = {}
     models: list[str] = []
     for line in PAGE.read_text(encoding="utf-8").splitlines():
@@ -87,8 +90,12 @@ def test_the_page_has_every_fault_in_every_model_and_nothing_missed() -> None:
             models = rest
         elif line.startswith("| ") and len(rest) == len(models):
             tables |= {(first, model): cell for model, cell in zip(models, rest, strict=True)}
+    columns = {model for _, model in tables} - set(NOT_MODELS)
+    trained = [Subject(registry.get(name.removesuffix(" sample")), "sample") for name in columns if " " in name]
+    known = cells(KNOWN, [*map(Subject, subjects()), *trained])
     ticked = {place for place, cell in tables.items() if cell.startswith("✓")}
-    assert ticked == {
-        (fault.name, subject.model.name) for fault, subject in cells(KNOWN, [Subject(m) for m in subjects()])
-    }
-    assert all(cell == "·" for place, cell in tables.items() if place not in ticked and place[1] not in NOT_MODELS)
+    open_ = {place for place, cell in tables.items() if cell == "?"}
+    assert ticked | open_ == {(fault.name, subject.name) for fault, subject in known}
+    rest = {cell for place, cell in tables.items() if place not in ticked | open_ and place[1] not in NOT_MODELS}
+    assert rest <= {"·"}, "missed"
+    assert f"not run: {len(open_)} of {len(ticked | open_)}" in PAGE.read_text(encoding="utf-8") or not open_

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from models import registry
+from parity.compare.limits import EXACT, Question, question_of
+from parity.compare.verdict import BORROWED
 from parity.faults.catalogue import faults
 from parity.faults.catalogue.situations import FAULTS as OF_SITUATIONS
 from parity.faults.fault import Fault, Subject
@@ -39,7 +41,6 @@ SLICE = (
     ("window off by one", "gemma-2-2b"),
     ("prefix made causal", "paligemma-2-3b-224"),
     ("cache slot off by one", "qwen2.5-0.5b"),
-    ("epsilon ten times as large", "smollm-135m"),
     ("final soft-cap dropped", "gemma-2-2b"),
     ("final norm missing", "t5-small"),
     ("signature outputs swapped", "smollm-135m"),
@@ -49,6 +50,21 @@ SLICE = (
     ("tokens of another tokenizer", "smollm-135m"),
     ("the reference's own numbers", "smollm-135m"),
     ("rung skipped", "smollm-135m"),
+    # Those that hardly show.
+    ("epsilon twice as large", "smollm-135m"),
+    ("epsilon of heads twice as large", "openelm-270m"),
+    ("base of positions a thousandth off", "llama-3.2-1b"),
+    ("base of positions a millionth off", "smollm-135m"),
+    ("one gain in bfloat16", "qwen2.5-0.5b"),
+    ("scores a ten-thousandth off", "phi-2"),
+    ("two heads exchanged", "gemma-2-2b"),
+    ("tanh GELU for the exact one", "moonshine-tiny"),
+    ("exact GELU for the tanh one", "phi-2"),
+    ("one stale cache slot", "smollm-135m"),
+    ("one weight a millionth off", "smollm-135m"),
+    ("one gain dropped", "smollm-135m"),
+    ("one step a hundredth off", "smollm-135m"),
+    ("zero point off by one", "smollm-135m"),
 )
 
 
@@ -135,9 +151,16 @@ def test_a_fault_that_no_longer_fits_stops_everything() -> None:
         run_all([(stale, LLAMA)], 1, lambda _: pytest.fail("nothing may be run"))
 
 
-def edge(candidate: str, verdict: str = "PASS", stage: str | None = None, cause: str | None = None) -> dict[str, Any]:
+def edge(
+    candidate: str,
+    verdict: str = "PASS",
+    stage: str | None = None,
+    cause: str | None = None,
+    question: Question | None = None,
+) -> dict[str, Any]:
     return {
         "candidate": candidate,
+        "question": question or question_of(candidate),
         "verdict": verdict,
         "first_divergent_stage": stage,
         "cause": cause,
@@ -146,24 +169,34 @@ def edge(candidate: str, verdict: str = "PASS", stage: str | None = None, cause:
     }
 
 
-FAILING, LYING = KNOWN["q and k swapped"], KNOWN["NaN in one position"]
-PHI = Subject(registry.get("phi-2"))
+FAILING, LYING = KNOWN["epsilon ten times as large"], KNOWN["NaN in one position"]
+STORING, INT8 = KNOWN["one step a hundredth off"], "dynamic_int8"
+PHI, T5 = Subject(registry.get("phi-2")), Subject(registry.get("t5-small"))
 
 
 @pytest.mark.parametrize(
     ("fault", "code", "edges", "outcome"),
     [
-        (FAILING, 1, [edge("reauthored", "FAIL", "block_0")], Outcome.CAUGHT),
-        (FAILING, 1, [edge("reauthored", "FAIL", "block_1")], Outcome.MISPLACED),
-        (FAILING, 1, [edge("reauthored", "FAIL")], Outcome.MISPLACED),
-        (FAILING, 0, [edge("reauthored")], Outcome.MISSED),
-        (FAILING, 0, [edge("reauthored", "FAIL", "block_0")], Outcome.MISSED),
-        (FAILING, 1, [edge("original", "FAIL"), edge("reauthored", "FAIL", "block_0")], Outcome.MISSED),
-        (FAILING, 3, [edge("reauthored", "ERROR", cause="a crash")], Outcome.CRASHED),
-        (FAILING, 3, [edge("reauthored", "FAIL", "block_0")], Outcome.CRASHED),
-        (LYING, 3, [edge("reauthored"), edge("float", "ERROR", cause="NaN or infinity at 1 of 3")], Outcome.CAUGHT),
-        (LYING, 3, [edge("reauthored"), edge("float", "ERROR", cause="killed by SIGSEGV")], Outcome.CRASHED),
-        (LYING, 1, [edge("reauthored"), edge("float", "FAIL", cause="NaN or infinity")], Outcome.MISSED),
+        (FAILING, 1, [edge(EXACT, "FAIL", "block_0")], Outcome.CAUGHT),
+        (FAILING, 1, [edge(EXACT, "FAIL", "block_1")], Outcome.MISPLACED),
+        (FAILING, 1, [edge(EXACT, "FAIL")], Outcome.MISPLACED),
+        (FAILING, 0, [edge(EXACT)], Outcome.MISSED),
+        (FAILING, 0, [edge(EXACT, "FAIL", "block_0")], Outcome.MISSED),
+        (FAILING, 1, [edge(EXACT), edge("reauthored", "FAIL", "block_0")], Outcome.MISSED),
+        (FAILING, 1, [edge("original", "FAIL"), edge(EXACT, "FAIL", "block_0")], Outcome.MISSED),
+        (FAILING, 1, [edge("original", "FAIL", cause=BORROWED), edge(EXACT, "FAIL", "block_0")], Outcome.CAUGHT),
+        (FAILING, 3, [edge(EXACT, "ERROR", cause="a crash")], Outcome.CRASHED),
+        (FAILING, 3, [edge(EXACT, "FAIL", "block_0")], Outcome.CRASHED),
+        (LYING, 3, [edge(EXACT), edge("float", "ERROR", cause="NaN or infinity at 1 of 3")], Outcome.CAUGHT),
+        (LYING, 3, [edge(EXACT), edge("float", "ERROR", cause="killed by SIGSEGV")], Outcome.CRASHED),
+        (LYING, 1, [edge(EXACT), edge("float", "FAIL", cause="NaN or infinity")], Outcome.MISSED),
+        (STORING, 1, [edge(INT8, "FAIL", "block_1", question="fidelity")], Outcome.CAUGHT),
+        (
+            STORING,
+            1,
+            [edge(INT8, question="fidelity"), edge(INT8, "FAIL", "block_1", question="quality")],
+            Outcome.MISSED,
+        ),
     ],
 )
 def test_only_the_right_blame_counts(fault: Fault, code: int, edges: list[dict[str, Any]], outcome: Outcome) -> None:
@@ -173,16 +206,19 @@ def test_only_the_right_blame_counts(fault: Fault, code: int, edges: list[dict[s
 
 def test_the_matrix_tells_what_was_missed_and_what_was_misplaced() -> None:
     """Nothing that went wrong is only a cell among hundreds."""
-    right = judge(FAILING, PHI, 1, {"edges": [edge("reauthored", "FAIL", "block_0")], "cause": None})
-    other = judge(FAILING, PHI, 1, {"edges": [edge("reauthored", "FAIL", "head")], "cause": None})
+    right = judge(FAILING, PHI, 1, {"edges": [edge(EXACT, "FAIL", "block_0")], "cause": None})
+    other = judge(FAILING, PHI, 1, {"edges": [edge(EXACT, "FAIL", "head")], "cause": None})
     missed = replace(right, model="smollm-135m", outcome=Outcome.MISSED, exit_code=0)
-    page = to_markdown([FAILING], [right, missed], ["phi-2", "smollm-135m"])
-    assert "| q and k swapped | ✓ 3 | **missed** |" in page
+    everywhere = [PHI, LLAMA, T5, Subject(T5.model, "sample")]
+    page = to_markdown([FAILING], [right, missed], everywhere)
+    assert "| fault | phi-2 | smollm-135m | t5-small | t5-small sample |" in page
+    assert "| epsilon ten times as large | ✓ 3 | **missed** | ? | ? |" in page
     assert "caught: 1 of 2" in page
-    assert "- q and k swapped in smollm-135m: missed, exit code 0." in page
-    page = to_markdown([FAILING], [other], ["phi-2"])
-    assert "| q and k swapped | ✓* 3 |" in page
-    assert "- q and k swapped: head instead of block_0 (1 model)" in page
+    assert "not run: 2 of 4" in page
+    assert "- epsilon ten times as large in smollm-135m: missed, exit code 0." in page
+    page = to_markdown([FAILING], [other], [PHI])
+    assert "| epsilon ten times as large | ✓* 3 |" in page
+    assert "- epsilon ten times as large: head instead of block_0 (1 model)" in page
     assert "the right stage named: 0 of 1 (0.0 %)" in page
 
 
@@ -197,7 +233,7 @@ def test_findings_survive_an_interruption(tmp_path, monkeypatch) -> None:
     save([found], tmp_path / "findings")
     asked: list[Any] = []
     monkeypatch.setattr(commands, "run_all", lambda wanted, *_: asked.extend(wanted))
-    models = [registry.get("phi-2"), registry.get("t5-small")]
-    again = commands.carry_out([FAILING], models, tmp_path / "findings", Console(stderr=True))
+    there = [PHI, T5, Subject(PHI.model, "sample")]
+    again = commands.carry_out([FAILING], there, tmp_path / "findings", Console(stderr=True))
     assert again == [found]
-    assert [subject.model.name for _, subject in asked] == ["t5-small"]
+    assert [subject.name for _, subject in asked] == ["t5-small", "phi-2 sample"]

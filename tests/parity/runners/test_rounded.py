@@ -30,7 +30,7 @@ from parity.runners import conveyor
 from parity.runners.base import answer
 from parity.runners.litert import LiteRT
 from parity.runners.reauthored import Reauthored
-from parity.runners.rounded import DITHER, Rounded, _round_weight, _take, _times, _to_8_bits
+from parity.runners.rounded import DITHER, Rounded, _Parameters, _round_weight, _take, _times, _to_8_bits, misstored
 from parity.trace import Trace
 from parity.weights import resolve
 from tests.made_floors import drawn_floor
@@ -383,3 +383,25 @@ def test_dither_is_of_the_whole_model(plain: Reauthored) -> None:
     runner = Rounded(plain.family, plain.folder, (32,), stored=(weight,), noisy=True, dither=True)
     assert traced(runner).digest != traced(replace(runner, dither=False)).digest
     assert traced(runner).digest == traced(runner).digest, "it follows from the prompt's id"
+
+
+def test_a_sound_file_has_what_the_checkpoint_has(plain: Reauthored, file: FloatFile) -> None:
+    """Constants that were multiplied in are none the worse for it; a name that is another weight's is seen."""
+    assert misstored(plain.family, plain.folder, [(file.path, file.names)], lambda *_: None) is None
+    first = next(name for name in file.names if name.endswith("gate_proj"))
+    names = tuple(name.replace("gate_proj", "up_proj") if name == first else name for name in file.names)
+    weight, said = misstored(plain.family, plain.folder, [(file.path, names)], lambda *_: None) or ("", "")
+    assert weight == first.replace("gate_proj", "up_proj")
+    assert "is not what the checkpoint has" in said
+
+
+@pytest.mark.parametrize("times", [1 + 1e-6, 1 - 1e-4, 1 + 2.0**-23])
+def test_no_constant_is_that_close_to_one(plain: Reauthored, times: float) -> None:
+    """Rounding hides it in whatever the file computes."""
+    model = plain.load()
+    known, name = _Parameters(model), "blocks.1.mlp.down_proj"
+    exact = model.get_parameter(f"{name}.weight").numpy()
+    assert known.in_a_file(name, exact)[1:] == (1.0, None)
+    assert known.in_a_file(name, exact * np.float32(0.125))[1:] == (0.125, None)
+    with pytest.raises(RungError, match="times what the checkpoint has of blocks"):
+        known.in_a_file(name, exact * np.float32(times))
