@@ -1,0 +1,194 @@
+"""Look for false alarms on real text and trained weights, and write docs/false_alarms.md.
+
+    python benchmarks/false_alarms.py [--prompts 1000] [--workers 2]
+    python benchmarks/false_alarms.py --page
+    python benchmarks/false_alarms.py --number 17
+
+Every prompt is a set of its own: three rungs are judged on it alone, as ``parity check`` judges them. What is found is
+kept in benchmarks/results/false_alarms.jsonl, so a run goes on where one was ended. ``--page`` only writes the page,
+``--number`` runs one prompt and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import alarms_page
+from inprocess import Bench, begin, described, figures_of, in_memory
+from lines import FOLDER, Lines, read
+from page import say
+from texts import KINDS, Drawn, Texts
+
+from models import registry
+from models.errors import ModelError
+from parity import environment
+from parity.convert.float_file import Export
+from parity.errors import ParityError
+from parity.files import scratch_folder
+from parity.inputs import Inputs
+from parity.weights import resolve
+
+MODEL, WEIGHTS, RECIPE = "smollm2-135m", "sample", "dynamic_int8"
+SEED = 0
+EXPORT = Export(prefill_lengths=(16,), cache_length=576)
+#: Slots that hold all but the long texts.
+SHORT_CACHE = 64
+RESULTS = FOLDER / "false_alarms.jsonl"
+#: The rungs and what is asked of each.
+RUNGS = {"reauthored64": "port", "float": "rounding", RECIPE: "fidelity"}
+#: Prompts between two lines of progress.
+OFTEN = 10
+
+
+class Alarms:
+    """The rungs, loaded once; files are opened by whoever runs them."""
+
+    def __init__(self, scratch: Path) -> None:
+        from transformers import AutoTokenizer
+
+        model = registry.get(MODEL)
+        weights = resolve(model, WEIGHTS)
+        self.header = {
+            "model": MODEL,
+            "seed": SEED,
+            **described(weights),
+            "export": [EXPORT.prefill_lengths, EXPORT.cache_length],
+            "kinds": KINDS,
+            "environment": environment.describe(),
+        }
+        tokenizer = AutoTokenizer.from_pretrained(weights.folder, local_files_only=True)
+        self.bench = Bench(model, weights, _inputs(), EXPORT, scratch, shorter=(SHORT_CACHE,))
+        self.texts = Texts(
+            lambda text: tokenizer(text, add_special_tokens=False).input_ids, self.bench.config.vocab_size, SEED
+        )
+
+    def load(self) -> None:
+        """Everything that processes share."""
+        bench = self.bench
+        self.quantized = bench.quantized(RECIPE)
+        _ = (bench.oracle, bench.exact, bench.noisy)
+        for how in ({"precision": "float64"}, {"noisy": True}, {"noisy": True, "dither": True}):
+            bench.rounded(self.quantized, **how)
+
+    def open_files(self) -> None:
+        """The interpreters, which do not survive a fork."""
+        self.files = {
+            "float": self.bench.file("float", self.bench.float_file.path),
+            RECIPE: self.bench.file(RECIPE, self.quantized.path),
+        }
+
+    def run(self, drawn: Drawn) -> dict[str, Any]:
+        """Every rung on one prompt."""
+        began = time.perf_counter()
+        bench = self.bench
+        bench.given(_inputs(drawn))
+        rungs: dict[str, Any] = {}
+        for rung in RUNGS:
+            try:
+                rungs[rung] = self._judged(rung)
+            except (ParityError, ModelError, ValueError) as error:  # nothing could be concluded: an alarm as well
+                rungs[rung] = {"verdict": "ERROR", "cause": str(error)}
+        found = {
+            "number": int(drawn.prompt.id[:4]),
+            "kind": drawn.kind,
+            "source": drawn.source,
+            "positions": drawn.prompt.positions,
+            "rungs": rungs,
+            "seconds": round(time.perf_counter() - began, 2),
+        }
+        if any(rung["verdict"] != "PASS" for rung in rungs.values()):
+            found |= {"prompt": drawn.prompt.prompt, "continuation": drawn.prompt.continuation}
+        return found
+
+    def _judged(self, rung: str) -> dict[str, Any]:
+        bench = self.bench
+        if rung == "reauthored64":
+            return figures_of(bench.judged("port", bench.trace(bench.exact)))
+        trace = self.files[rung].answer(bench.inputs)
+        if rung == "float":
+            return figures_of(bench.judged("rounding", trace))
+        return figures_of(bench.judged("fidelity", trace, self.quantized))
+
+
+def _inputs(*drawn: Drawn) -> Inputs:
+    return Inputs("real text", "benchmarks/texts.py", "", "", tuple(each.prompt for each in drawn))
+
+
+def _work(alarms: Alarms, results: Lines, numbers: Sequence[int], wanted: int) -> None:
+    """One of the processes."""
+    with suppress(KeyboardInterrupt):
+        alarms.open_files()
+        for number in numbers:
+            found = alarms.run(alarms.texts.draw(number))
+            results.append(found)
+            if failed := {name: each["cause"] for name, each in found["rungs"].items() if each["verdict"] != "PASS"}:
+                say(f"prompt {number}, {found['kind']}: {failed}")
+            count = len(read(results.path)[1])
+            if count % OFTEN == 0:
+                say(f"{count} of {wanted}, the last one {found['seconds']:.1f} s")
+
+
+def look(prompts: int, workers: int) -> None:
+    """Run what is missing of so many prompts."""
+    begin()
+    with scratch_folder(in_memory()) as scratch:
+        alarms = Alarms(scratch)
+        results = Lines(RESULTS, alarms.header)
+        done = {line["number"] for line in results.open()}
+        missing = [number for number in range(prompts) if number not in done]
+        if not missing:
+            return
+        say(f"{len(missing)} of {prompts} prompts to go; loading")
+        alarms.load()
+        fork = multiprocessing.get_context("fork")
+        parts = [missing[first::workers] for first in range(workers)]
+        processes = [fork.Process(target=_work, args=(alarms, results, part, prompts)) for part in parts if part]
+        for process in processes:
+            process.start()
+        try:
+            for process in processes:
+                process.join()
+        except KeyboardInterrupt:
+            for process in processes:
+                process.join()
+            say("ended; the same command goes on")
+        if any(process.exitcode for process in processes):
+            raise SystemExit("a process failed; what it had found is kept")
+
+
+def show(number: int) -> None:
+    """Run one prompt again and print what is found."""
+    begin()
+    with scratch_folder(in_memory()) as scratch:
+        alarms = Alarms(scratch)
+        alarms.load()
+        alarms.open_files()
+        sys.stdout.write(json.dumps(alarms.run(alarms.texts.draw(number)), indent=1) + "\n")
+
+
+def main() -> None:
+    """Measure what is asked for, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=sum(KINDS.values()))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--number", type=int)
+    asked = parser.parse_args()
+    if asked.number is not None:
+        show(asked.number)
+        return
+    if not asked.page:
+        look(asked.prompts, asked.workers)
+    alarms_page.write(*read(RESULTS))
+
+
+if __name__ == "__main__":
+    main()
