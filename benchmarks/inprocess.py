@@ -24,6 +24,7 @@ from parity.artifacts.making import Artifacts
 from parity.compare.comparison import Comparison
 from parity.compare.floor import FIRST_DRAWS, NoiseFloor, PromptNoise
 from parity.compare.limits import Question, limits_for
+from parity.compare.measuring import measure
 from parity.compare.roundings import least_floors
 from parity.compare.verdict import Edge
 from parity.convert.float_file import Export, FloatFile
@@ -145,7 +146,9 @@ class Kept:
 class Bench:
     """The rungs of one model, each loaded when it is first asked for, on the prompts ``inputs``.
 
-    What was found on other prompts is forgotten with ``given``. Everything runs on one thread.
+    What was found on other prompts is forgotten with ``given``. Ours run on the shortest cache that holds a prompt, of
+    those that are ``shorter`` and the export's; ``at_once`` is how the exact port goes through a continuation.
+    Everything runs on one thread.
     """
 
     def __init__(
@@ -156,14 +159,16 @@ class Bench:
         export: Export,
         scratch: Path,
         shorter: tuple[int, ...] = (),
+        *,
+        at_once: bool = False,
     ) -> None:
         self.model = model
         self.weights = weights
         self.inputs = inputs
         self.export = export
-        #: Ours run on the shortest that holds a prompt.
         self.cache_lengths = (*shorter, export.cache_length)
         self.scratch = scratch
+        self.at_once = at_once
         self.artifacts = Artifacts(ArtifactCache.default(), lambda _: None)
         self._kept: dict[object, Kept] = {}
         self._traces: dict[object, Trace] = {}
@@ -213,8 +218,9 @@ class Bench:
 
     @property
     def exact(self) -> Kept:
-        """Ours in float64, token by token."""
-        return self._keep("exact", partial(Reauthored, *self._ours, name="exact", precision="float64"))
+        """Ours in float64, token by token unless everything is asked at once."""
+        make = partial(Reauthored, *self._ours, name="exact", precision="float64", at_once=self.at_once)
+        return self._keep("exact", make)
 
     @property
     def plain(self) -> Kept:
@@ -302,6 +308,11 @@ class Bench:
             given=self.inputs,
         )
         return comparison.drawn(lambda _: limits, floor)[-1]
+
+    def pooled(self, trace: Trace) -> dict[str, float]:
+        """The relative distance to the oracle over all positions of a phase together."""
+        found = measure(self.trace(self.oracle), trace, self.inputs)["logits"].metrics
+        return {phase: found[phase]["rel_l2"] for phase in PHASES}
 
 
 def figures_of(edge: Edge) -> dict[str, Any]:
