@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from texts import KINDS, Drawn, Texts
 
 from models import registry
 from models.errors import ModelError
-from parity import environment
+from parity import environment, isolated
 from parity.convert.float_file import Export
 from parity.errors import ParityError
 from parity.files import scratch_folder
@@ -104,7 +105,7 @@ class Alarms:
             "rungs": rungs,
             "seconds": round(time.perf_counter() - began, 2),
         }
-        if any(rung["verdict"] != "PASS" for rung in rungs.values()):
+        if _failed(found):
             found |= {"prompt": drawn.prompt.prompt, "continuation": drawn.prompt.continuation}
         return found
 
@@ -122,24 +123,18 @@ def _inputs(*drawn: Drawn) -> Inputs:
     return Inputs("real text", "benchmarks/texts.py", "", "", tuple(each.prompt for each in drawn))
 
 
-def _work(alarms: Alarms, results: Lines, numbers: Sequence[int], wanted: int) -> None:
+def _work(alarms: Alarms, results: Lines, numbers: Sequence[int], progress: isolated.Progress) -> None:
     """One of the processes."""
-    with suppress(KeyboardInterrupt):
-        alarms.open_files()
-        for number in numbers:
-            found = alarms.run(alarms.texts.draw(number))
-            results.append(found)
-            if failed := {name: each["cause"] for name, each in found["rungs"].items() if each["verdict"] != "PASS"}:
-                say(f"prompt {number}, {found['kind']}: {failed}")
-            count = len(read(results.path)[1])
-            if count % OFTEN == 0:
-                say(f"{count} of {wanted}, the last one {found['seconds']:.1f} s")
+    alarms.open_files()
+    for done, number in enumerate(numbers, start=1):
+        results.append(alarms.run(alarms.texts.draw(number)))
+        progress(done, len(numbers))
 
 
 def look(prompts: int, workers: int) -> None:
     """Run what is missing of so many prompts."""
     begin()
-    with scratch_folder(in_memory()) as scratch:
+    with scratch_folder(in_memory()) as scratch, ExitStack() as stack:
         alarms = Alarms(scratch)
         results = Lines(RESULTS, alarms.header)
         done = {line["number"] for line in results.open()}
@@ -148,20 +143,42 @@ def look(prompts: int, workers: int) -> None:
             return
         say(f"{len(missing)} of {prompts} prompts to go; loading")
         alarms.load()
-        fork = multiprocessing.get_context("fork")
-        parts = [missing[first::workers] for first in range(workers)]
-        processes = [fork.Process(target=_work, args=(alarms, results, part, prompts)) for part in parts if part]
-        for process in processes:
-            process.start()
+        parts = [part for first in range(workers) if (part := missing[first::workers])]
+        jobs = [
+            stack.enter_context(isolated.fork(f"part {number}", partial(_work, alarms, results, part)))
+            for number, part in enumerate(parts, start=1)
+        ]
         try:
-            for process in processes:
-                process.join()
+            _wait(jobs, partial(_tell, results, prompts))
         except KeyboardInterrupt:
-            for process in processes:
-                process.join()
             say("ended; the same command goes on")
-        if any(process.exitcode for process in processes):
-            raise SystemExit("a process failed; what it had found is kept")
+
+
+def _wait(jobs: Sequence[isolated.Job[None]], tell: Callable[[], None]) -> None:
+    """Until all are done; every word of theirs is told of."""
+    running = list(jobs)
+    while running:
+        for job in wait([job.connection for job in running]):
+            (said,) = (each for each in running if each.connection is job)
+            if said.receive():
+                running.remove(said)
+            else:
+                tell()
+
+
+def _tell(results: Lines, wanted: int) -> None:
+    """Progress now and then, and every alarm."""
+    _, lines = read(results.path)
+    last = lines[-1]
+    if failed := _failed(last):
+        say(f"prompt {last['number']}, {last['kind']}: {failed}")
+    if len(lines) % OFTEN == 0:
+        say(f"{len(lines)} of {wanted}, the last one {last['seconds']:.1f} s")
+
+
+def _failed(line: Mapping[str, Any]) -> dict[str, str]:
+    """What the rungs that do not pass say, of one prompt."""
+    return {name: str(each["cause"]) for name, each in line["rungs"].items() if each["verdict"] != "PASS"}
 
 
 def show(number: int) -> None:

@@ -340,4 +340,3 @@ def begin() -> None:
     import torch
 
     torch.set_num_threads(1)
-

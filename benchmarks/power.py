@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import power_page
 from inprocess import Bench, Quantized, begin, described, figures_of, in_memory
-from ladder import ladder
 from lines import FOLDER, Lines, read
 from numpy.typing import NDArray
 from page import say
@@ -33,7 +32,6 @@ from models import registry
 from models.authoring.hf_config import HFConfig
 from parity import environment
 from parity.compare.limits import STORED_LIMITS
-from parity.convert.float_file import Export
 from parity.convert.rounding import Grouping
 from parity.convert.stored import contents, read_file, rounding_of, storage_of, weights_of
 from parity.files import scratch_folder
@@ -358,6 +356,8 @@ def smallest_caught(caught: Callable[[int], bool], guess: int, least: int, most:
 
 def width(model: str) -> dict[str, Any]:
     """The exact port and the float file of a model at its full published size, weights drawn from a seed."""
+    from ladder import ladder  # its neighbours are called as others elsewhere are
+
     done = ladder(model, "--weights", "synthetic", "--rung", "reauthored64", "--rung", "float")
     config = registry.get(model).preset.config
     rungs = {

@@ -88,11 +88,11 @@ class Texts:
 
     def draw(self, number: int) -> Drawn:
         """The prompt of that number. Kinds are shuffled, so that the first few hundred are like the rest."""
-        kinds = [kind for kind, count in KINDS.items() for _ in range(count)]
-        random.Random(f"{self._seed} {number // len(kinds)}").shuffle(kinds)  # noqa: S311  (no secret)
-        kind = kinds[number % len(kinds)]
+        kind = self.kind(number)
         rng = random.Random(f"{self._seed} {number} {kind}")  # noqa: S311
-        length = {"single token": 1, "500 tokens": LONG - CONTINUATION}.get(kind, rng.randint(SHORTEST, LONGEST) - CONTINUATION)
+        length = {"single token": 1, "500 tokens": LONG - CONTINUATION}.get(
+            kind, rng.randint(SHORTEST, LONGEST) - CONTINUATION
+        )
         needed = length + CONTINUATION
         ids: Sequence[int] = ()
         source = ""
@@ -101,6 +101,12 @@ class Texts:
         name = f"{number:04d} {kind}"
         prompt = TokenizedPrompt(name, tuple(ids[:length]), tuple(ids[length:needed]), generates=False)
         return Drawn(kind, source, prompt)
+
+    def kind(self, number: int) -> str:
+        """What the prompt of that number is."""
+        kinds = [kind for kind, count in KINDS.items() for _ in range(count)]
+        random.Random(f"{self._seed} {number // len(kinds)}").shuffle(kinds)  # noqa: S311  (no secret)
+        return kinds[number % len(kinds)]
 
     def _ids(self, kind: str, needed: int, rng: random.Random) -> tuple[str, Sequence[int]]:
         if kind == "random ids":
@@ -138,7 +144,10 @@ class Texts:
         """Licence texts of installed packages."""
         named = re.compile(r"(?i)(licen[cs]e|copying|notice)[^/]*(?<!\.py)$")
         files = {
-            str(file): Path(str(file.locate())) for each in distributions() for file in each.files or () if named.search(str(file))
+            str(file): Path(str(file.locate()))
+            for each in distributions()
+            for file in each.files or ()
+            if named.search(str(file))
         }
         return [path for _, path in sorted(files.items()) if path.is_file()]
 
