@@ -1,11 +1,12 @@
 """The smallest mistake that is caught, by place, and float ratios by size; writes docs/power.md.
 
-    python benchmarks/power.py [tiny] [sample]
+    python benchmarks/power.py [tiny] [sample] [QUESTION...]
     python benchmarks/power.py width [MODEL...]
     python benchmarks/power.py page
 
 One place of a model is changed by a relative error, all prompts are run and judged as ``parity check`` judges them, and
 the change is undone. What is found is kept in benchmarks/results/power.jsonl, so a run goes on where one was ended.
+Questions are port, rounding, weight_only_int8, dynamic_int8, stored and "old rule".
 """
 
 from __future__ import annotations
@@ -207,33 +208,33 @@ class Power:
         self.scratch = scratch
         self._keep = keep
 
-    def run(self, known: Sequence[Mapping[str, Any]]) -> None:
-        """Search every place under every question; what is ``known`` is not run again."""
-        questions: dict[str, Callable[[Place, float], dict[str, Any]]] = {"port": self.port, "old rule": self.old_rule}
-        self._search(questions, known)
-        self._search({"rounding": self.rounding()}, known)
-        for recipe in RECIPES:
-            self._search({recipe: self.fidelity(recipe)}, known)
-        self._search({"stored": self.stored}, known)
+    def run(self, known: Sequence[Mapping[str, Any]], questions: Sequence[str]) -> None:
+        """Search every place under these questions; what is ``known`` is not run again."""
+        asks = {
+            "port": lambda: self.port,
+            "rounding": self.rounding,
+            **{recipe: partial(self.fidelity, recipe) for recipe in RECIPES},
+            "stored": lambda: self.stored,
+            "old rule": lambda: self.old_rule,
+        }
+        for question in questions:
+            self._search(question, asks[question](), known)
 
     def _search(
-        self, questions: Mapping[str, Callable[[Place, float], dict[str, Any]]], known: Sequence[Mapping[str, Any]]
+        self, question: str, ask: Callable[[Place, float], dict[str, Any]], known: Sequence[Mapping[str, Any]]
     ) -> None:
-        for question, ask in questions.items():
-            self._sound(question, ask, known)
-            for place in PLACES:
-                if question == "stored" and not _is_weight(place):
-                    continue
-                before = {
-                    line["exponent"]: line
-                    for line in known
-                    if (line.get("weights"), line.get("question"), line.get("place"))
-                    == (self.kind, question, place.name)
-                }
-                found = smallest_caught(
-                    partial(self._caught, question, ask, place, before), GUESSES[question], LEAST, MOST
-                )
-                say(f"{self.kind}, {question}, {place.name}: {'nothing' if found is None else f'1e{found}'}")
+        self._sound(question, ask, known)
+        for place in PLACES:
+            if question == "stored" and not _is_weight(place):
+                continue
+            before = {
+                line["exponent"]: line
+                for line in known
+                if (line.get("weights"), line.get("question"), line.get("place")) == (self.kind, question, place.name)
+            }
+            caught = partial(self._caught, question, ask, place, before)
+            found = smallest_caught(caught, GUESSES[question], LEAST, MOST)
+            say(f"{self.kind}, {question}, {place.name}: {'nothing' if found is None else f'1e{found}'}")
 
     def _sound(
         self, question: str, ask: Callable[[Place, float], dict[str, Any]], known: Sequence[Mapping[str, Any]]
@@ -401,13 +402,14 @@ def main(*asked: str) -> None:
             say(model)
             results.append(width(model))
     elif asked != ("page",):
-        if set(asked) - set(WEIGHTS):
+        if set(asked) - {*WEIGHTS, *GUESSES}:
             raise SystemExit(__doc__)
         begin()
         results, known = _results()
-        for kind in asked or WEIGHTS:
+        questions = [question for question in GUESSES if question in asked] or list(GUESSES)
+        for kind in [kind for kind in WEIGHTS if kind in asked] or WEIGHTS:
             with scratch_folder(in_memory()) as scratch:
-                Power(kind, scratch, results.append).run(known)
+                Power(kind, scratch, results.append).run(known, questions)
     power_page.write(*read(RESULTS))
 
 

@@ -151,8 +151,8 @@ def _width(lines: Sequence[Line]) -> Iterator[str]:
         return
     yield "## Width"
     yield ""
-    yield "A file adds more terms the wider a model is, and so do the draws of its floor. Models of full published size,"
-    yield "weights drawn from a seed, the seven prompts of `short`: `python benchmarks/power.py width`, which is"
+    yield "A file adds more terms the wider a model is, and so do the draws of its floor. Models of full published"
+    yield "size, weights drawn from a seed, the seven prompts of `short`: `python benchmarks/power.py width`, which is"
     yield "`parity check MODEL --weights synthetic --rung reauthored64 --rung float` for each."
     yield ""
     yield "Typical / worst ratio to the floor; the limits are 16 / 64 for the port and 3 / 8 for the file."
