@@ -45,6 +45,8 @@ SHORT_CACHE = 64
 RESULTS = FOLDER / "false_alarms.jsonl"
 #: The rungs and what is asked of each.
 RUNGS = {"reauthored64": "port", "float": "rounding", RECIPE: "fidelity"}
+#: Prompts of a window that have the same length go through PyTorch together, as many positions at a time at most.
+WINDOW, ROOM = 100, 320
 #: Prompts between two lines of progress.
 OFTEN = 10
 
@@ -76,7 +78,7 @@ class Alarms:
         bench = self.bench
         self.quantized = bench.quantized(RECIPE)
         _ = (bench.oracle, bench.exact, bench.noisy)
-        for how in ({"precision": "float64"}, {"noisy": True}, {"noisy": True, "dither": True}):
+        for how in ({"precision": "float64"}, {"noisy": True}):  # dithered draws are rarely wanted
             bench.rounded(self.quantized, **how)
 
     def open_files(self) -> None:
@@ -86,37 +88,68 @@ class Alarms:
             RECIPE: self.bench.file(RECIPE, self.quantized.path),
         }
 
-    def run(self, drawn: Drawn) -> dict[str, Any]:
-        """Every rung on one prompt."""
-        began = time.perf_counter()
+    def run(self, together: Sequence[Drawn]) -> list[dict[str, Any]]:
+        """Every rung on some prompts, each judged by itself; those of one length cost least."""
+        self.bench.given(_inputs(*together))
+        shared = [self._spent(self.prepare)[1] / len(together)] * len(together)
+        found = []
+        for drawn, seconds in zip(together, shared, strict=True):
+            rungs, own = self._spent(partial(self._rungs, drawn))
+            line = {
+                "number": int(drawn.prompt.id[:4]),
+                "kind": drawn.kind,
+                "source": drawn.source,
+                "positions": drawn.prompt.positions,
+                "rungs": rungs,
+                "seconds": round(seconds + own, 2),
+            }
+            if _failed(line):
+                line |= {"prompt": drawn.prompt.prompt, "continuation": drawn.prompt.continuation}
+            found.append(line)
+        return found
+
+    def prepare(self) -> None:
+        """What PyTorch gives for all of them, the first draws among it."""
         bench = self.bench
-        bench.given(_inputs(drawn))
+        for kept in (bench.oracle, bench.exact):
+            bench.trace(kept)
+        bench.floor(bench.inputs)
+        bench.floor_of(self.quantized, bench.inputs)
+
+    def _spent(self, do: Callable[[], Any]) -> tuple[Any, float]:
+        began = time.perf_counter()
+        return do(), time.perf_counter() - began
+
+    def _rungs(self, drawn: Drawn) -> dict[str, Any]:
         rungs: dict[str, Any] = {}
         for rung in RUNGS:
             try:
-                rungs[rung] = self._judged(rung)
+                rungs[rung] = self._judged(rung, _inputs(drawn))
             except (ParityError, ModelError, ValueError) as error:  # nothing could be concluded: an alarm as well
                 rungs[rung] = {"verdict": "ERROR", "cause": str(error)}
-        found = {
-            "number": int(drawn.prompt.id[:4]),
-            "kind": drawn.kind,
-            "source": drawn.source,
-            "positions": drawn.prompt.positions,
-            "rungs": rungs,
-            "seconds": round(time.perf_counter() - began, 2),
-        }
-        if _failed(found):
-            found |= {"prompt": drawn.prompt.prompt, "continuation": drawn.prompt.continuation}
-        return found
+        return rungs
 
-    def _judged(self, rung: str) -> dict[str, Any]:
+    def _judged(self, rung: str, of: Inputs) -> dict[str, Any]:
         bench = self.bench
         if rung == "reauthored64":
-            return figures_of(bench.judged("port", bench.trace(bench.exact)))
-        trace = self.files[rung].answer(bench.inputs)
+            return figures_of(bench.judged("port", bench.trace(bench.exact), of=of))
+        trace = self.files[rung].answer(of)
         if rung == "float":
-            return figures_of(bench.judged("rounding", trace))
-        return figures_of(bench.judged("fidelity", trace, self.quantized))
+            return figures_of(bench.judged("rounding", trace, of=of))
+        return figures_of(bench.judged("fidelity", trace, self.quantized, of))
+
+
+def batches(drawn: Sequence[Drawn]) -> list[list[Drawn]]:
+    """Prompts of the same length, at most ``ROOM`` positions of them, in the order of the first of each."""
+    found: list[list[Drawn]] = []
+    for each in drawn:
+        length = each.prompt.positions
+        room = (batch for batch in found if batch[0].prompt.positions == length and (len(batch) + 1) * length <= ROOM)
+        if batch := next(room, None):
+            batch.append(each)
+        else:
+            found.append([each])
+    return found
 
 
 def _inputs(*drawn: Drawn) -> Inputs:
@@ -126,9 +159,13 @@ def _inputs(*drawn: Drawn) -> Inputs:
 def _work(alarms: Alarms, results: Lines, numbers: Sequence[int], progress: isolated.Progress) -> None:
     """One of the processes."""
     alarms.open_files()
-    for done, number in enumerate(numbers, start=1):
-        results.append(alarms.run(alarms.texts.draw(number)))
-        progress(done, len(numbers))
+    done = 0
+    for start in range(0, len(numbers), WINDOW):
+        for batch in batches([alarms.texts.draw(number) for number in numbers[start : start + WINDOW]]):
+            for line in alarms.run(batch):
+                results.append(line)
+                done += 1
+                progress(done, len(numbers))
 
 
 def look(prompts: int, workers: int) -> None:
@@ -188,7 +225,7 @@ def show(number: int) -> None:
         alarms = Alarms(scratch)
         alarms.load()
         alarms.open_files()
-        sys.stdout.write(json.dumps(alarms.run(alarms.texts.draw(number)), indent=1) + "\n")
+        sys.stdout.write(json.dumps(alarms.run([alarms.texts.draw(number)]), indent=1) + "\n")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ and run again, or be given one prompt after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -39,7 +39,7 @@ from parity.runners.original import Original
 from parity.runners.precision import computing_in, everything_float64
 from parity.runners.reauthored import Reauthored
 from parity.runners.rounded import Rounded
-from parity.trace import PHASES, Trace
+from parity.trace import PHASES, PromptTrace, Trace
 from parity.weights import Weights
 
 #: Positions of draws that are run at once: a product of so many rows makes the best of a processor.
@@ -90,41 +90,78 @@ class Kept:
                 )
             )
 
-    def drawn(self, prompt: TokenizedPrompt, draws: Draws, centre: Trace) -> PromptNoise:
-        """As ``parity.runners.noise.measured`` of a rung that is noisy, but several draws at once, as rows of a batch.
+    def answer_together(self, inputs: Inputs) -> Trace:
+        """The same of a rung of PyTorch, prompts of the same length as rows of a batch: each weight is read once."""
+        found = {}
+        for prompts in _alike(inputs.prompts):
+            with self._computing():
+                parts = [part.numpy() for part in self._rows(prompts, self.runner.at_once)]
+            length = len(prompts[0].prompt)
+            for row, prompt in enumerate(prompts):
+                logits = np.concatenate([part[row] for part in parts])
+                found[prompt.id] = PromptTrace(logits[:length], logits[length:])
+        return Trace(found)
+
+    def drawn(self, prompts: Sequence[TokenizedPrompt], draws: Draws, centre: Trace) -> dict[str, PromptNoise]:
+        """As ``parity.runners.noise.measured`` of a rung that is noisy, prompts of the same length and draws together.
 
         Every row has its own noise, so the draws are as many and as independent; they are not the same numbers.
         """
-        rows = max(1, min(draws.count, TOGETHER // prompt.positions))
-        found: list[list[Any]] = []
-        for start in range(0, draws.count, rows):
-            with self._computing():
-                number = draws.first + start
-                found.append(self._rows(prompt, draws.name(prompt.id, number), min(rows, draws.count - start)))
-        squared, most = {}, np.zeros(draws.count)
-        for place, phase in enumerate(PHASES):
-            expected = getattr(centre.prompts[prompt.id], phase)
-            errors = [row.numpy().astype(np.float64) - expected for part in found for row in part[place]]
-            squared[phase] = np.asarray([np.square(error).sum(axis=1) for error in errors])
-            most = np.maximum(most, [np.abs(error).max(initial=0.0) for error in errors])
-        return PromptNoise(squared, most)
+        squared: dict[str, dict[str, list[Any]]] = {p.id: {phase: [] for phase in PHASES} for p in prompts}
+        most: dict[str, list[float]] = {prompt.id: [] for prompt in prompts}
+        for alike in _alike(prompts):
+            wanted = [
+                replace(prompt, id=draws.name(prompt.id, number)) for number in range(draws.count) for prompt in alike
+            ]
+            rows = max(1, TOGETHER // alike[0].positions)
+            for start in range(0, len(wanted), rows):
+                with self._computing():
+                    parts = dict(zip(PHASES, self._rows(wanted[start : start + rows], at_once=True), strict=True))
+                for row in range(len(wanted[start : start + rows])):
+                    prompt = alike[(start + row) % len(alike)]
+                    errors = {
+                        phase: part[row].numpy().astype(np.float64) - getattr(centre.prompts[prompt.id], phase)
+                        for phase, part in parts.items()
+                    }
+                    for phase, error in errors.items():
+                        squared[prompt.id][phase].append(np.square(error).sum(axis=1))
+                    most[prompt.id].append(max(float(np.abs(error).max(initial=0.0)) for error in errors.values()))
+        return {
+            name: PromptNoise(
+                {phase: np.asarray(each) for phase, each in squared[name].items()}, np.asarray(most[name])
+            )
+            for name in squared
+        }
 
-    def _rows(self, prompt: TokenizedPrompt, name: str, rows: int) -> list[Any]:
-        """Logits ``[rows, T, V]`` of the prompt, and of its continuation on the filled cache."""
+    def _rows(self, prompts: Sequence[TokenizedPrompt], at_once: bool) -> list[Any]:
+        """Logits ``[rows, T, V]`` of prompts of one length, and of their continuations on the filled cache.
+
+        Those at once, or token by token.
+        """
         import torch
 
+        continued = torch.tensor([prompt.continuation for prompt in prompts], dtype=torch.int32)
+        pieces = [torch.tensor([prompt.prompt for prompt in prompts], dtype=torch.int32)]
+        pieces += [continued] if at_once else list(continued.split(1, dim=1))
         session: Any = self.session
-        session.begin(replace(prompt, id=name), prompt.until(0))
+        if isinstance(self.runner, Original):
+            return self._original_rows(pieces)
+        session.begin(prompts[0], prompts[0].until(0))
         length = session.program.cache_length
-        cache, position, logits = self.model.empty_cache(length, rows), 0, []
-        for ids in (prompt.prompt, prompt.continuation):
-            given = {
-                "tokens": torch.tensor([ids] * rows, dtype=torch.int32),
-                "input_pos": torch.arange(position, position + len(ids), dtype=torch.int32),
-            }
-            cache = dict(self.model.entry("prefill", length)({**given, **cache}))
+        cache, position, logits = self.model.empty_cache(length, len(prompts)), 0, []
+        for tokens in pieces:
+            positions = torch.arange(position, position + tokens.shape[1], dtype=torch.int32)
+            cache = self.model.entry("prefill", length)({"tokens": tokens, "input_pos": positions, **cache})
             logits.append(cache.pop("logits"))
-            position += len(ids)
+            position += tokens.shape[1]
+        return logits
+
+    def _original_rows(self, pieces: Sequence[Any]) -> list[Any]:
+        cache, logits = None, []
+        for tokens in pieces:
+            output = self.model(tokens, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits.append(output.logits)
         return logits
 
     @contextmanager
@@ -141,6 +178,14 @@ class Kept:
             case Reauthored():
                 return computing_in(self.runner.precision)
         return computing_in("float32")
+
+
+def _alike(prompts: Sequence[TokenizedPrompt]) -> list[list[TokenizedPrompt]]:
+    """Prompts by how long they and their continuations are."""
+    found: dict[tuple[int, int], list[TokenizedPrompt]] = {}
+    for prompt in prompts:
+        found.setdefault((len(prompt.prompt), len(prompt.continuation)), []).append(prompt)
+    return list(found.values())
 
 
 class Bench:
@@ -172,13 +217,14 @@ class Bench:
         self.artifacts = Artifacts(ArtifactCache.default(), lambda _: None)
         self._kept: dict[object, Kept] = {}
         self._traces: dict[object, Trace] = {}
-        self._floors: dict[object, NoiseFloor] = {}
+        #: Draws, by what they are of and by prompt.
+        self._noise: dict[str, dict[str, PromptNoise]] = {}
 
     def given(self, inputs: Inputs) -> None:
         """Go on with other prompts."""
         self.inputs = inputs
         self._traces.clear()
-        self._floors.clear()
+        self._noise.clear()
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -254,58 +300,65 @@ class Bench:
     def trace(self, kept: Kept) -> Trace:
         """What a rung that nobody has changed answers to the prompts; asked once."""
         if kept not in self._traces:
-            self._traces[kept] = kept.answer(self.inputs)
+            together = not isinstance(kept.runner, LiteRT)
+            self._traces[kept] = kept.answer_together(self.inputs) if together else kept.answer(self.inputs)
         return self._traces[kept]
 
-    def floor(self, rounds: int = 0) -> NoiseFloor:
-        """As ``parity.ladder.Ladder.floor``."""
-        return self._drawn("float", self.exact, self.noisy, rounds)
+    def floor(self, of: Inputs, rounds: int = 0) -> NoiseFloor:
+        """As ``parity.ladder.Ladder.floor``, of some of the prompts."""
+        return self._drawn("float", self.exact, self.noisy, of, rounds, first=self.inputs)
 
-    def floor_in_float64(self, rounds: int = 0) -> NoiseFloor:
+    def floor_in_float64(self, of: Inputs, rounds: int = 0) -> NoiseFloor:
         """The floor of the exact port."""
-        return self.floor(rounds).in_float64
+        return self.floor(of, rounds).in_float64
 
-    def floor_of(self, quantized: Quantized, rounds: int = 0) -> NoiseFloor:
+    def floor_of(self, quantized: Quantized, of: Inputs, rounds: int = 0) -> NoiseFloor:
         """As ``parity.fidelity.RoundedRung.floor``."""
         if not quantized.dynamic:
-            return self.floor(rounds)
+            return self.floor(of, rounds)
         centre = self.rounded(quantized, precision="float64")
         noisy = self.rounded(quantized, noisy=True)
-        drawn = self._drawn(quantized.recipe, centre, noisy, rounds)
+        drawn = self._drawn(quantized.recipe, centre, noisy, of, rounds, first=self.inputs)
         dithered = None
-        if rounds or ("dithered", quantized.recipe) in self._floors:
+        key = f"{quantized.recipe}, dithered"
+        if rounds or set(drawn.prompts) <= set(self._noise.get(key, ())):
             dithering = self.rounded(quantized, noisy=True, dither=True)
-            dithered = self._drawn(("dithered", quantized.recipe), centre, dithering, 0)
+            dithered = self._drawn(key, centre, dithering, of, 0, first=of)
         return replace(drawn, discrete=True, dithered=dithered)
 
-    def _drawn(self, key: object, centre: Kept, noisy: Kept, rounds: int) -> NoiseFloor:
-        """As ``parity.ladder.Ladder.drawn``."""
-        wanted = FIRST_DRAWS * 2**rounds
-        floor = self._floors.get(key)
-        while floor is None or floor.draws < wanted:
-            made = floor.draws if floor else 0
-            draws = Draws(made, max(made, FIRST_DRAWS))
-            noise = {prompt.id: noisy.drawn(prompt, draws, self.trace(centre)) for prompt in self.inputs.prompts}
-            more = NoiseFloor(noise, least_floors(self.config))
-            floor = floor + more if floor else more
-        self._floors[key] = floor
-        return floor
+    def _drawn(self, key: str, centre: Kept, noisy: Kept, of: Inputs, rounds: int, *, first: Inputs) -> NoiseFloor:
+        """As ``parity.ladder.Ladder.drawn``; the first draws are made of all prompts in ``first`` together."""
+        known = self._noise.setdefault(key, {})
+        expected = self.trace(centre)
+        if any(prompt.id not in known for prompt in of.prompts):
+            known |= noisy.drawn(first.prompts, Draws(0, FIRST_DRAWS), expected)
+        while (made := min(len(known[prompt.id].most) for prompt in of.prompts)) < FIRST_DRAWS * 2**rounds:
+            more = noisy.drawn(of.prompts, Draws(made, made), expected)
+            known |= {name: known[name] + noise for name, noise in more.items()}
+        return NoiseFloor({prompt.id: known[prompt.id] for prompt in of.prompts}, least_floors(self.config))
 
-    def judged(self, question: Question, trace: Trace, quantized: Quantized | None = None) -> Edge:
-        """A rung's trace held against what the question asks, with as many draws as it takes."""
+    def judged(
+        self, question: Question, trace: Trace, quantized: Quantized | None = None, of: Inputs | None = None
+    ) -> Edge:
+        """A rung's trace held against what the question asks, with as many draws as it takes.
+
+        Together, unless one says ``of`` which prompts.
+        """
+        of = of or self.inputs
         limits = limits_for(question)
         if quantized:
-            expected, floor = self.rounded(quantized, precision="float64"), partial(self.floor_of, quantized)
+            expected, floor = self.rounded(quantized, precision="float64"), partial(self.floor_of, quantized, of)
         else:
-            expected, floor = self.oracle, self.floor_in_float64 if question == "port" else self.floor
+            expected = self.oracle
+            floor = partial(self.floor_in_float64 if question == "port" else self.floor, of)
         comparison = Comparison(
             reference="reference",
             candidate="candidate",
             question=question,
             expected=self.trace(expected),
-            trace=trace,
-            inputs=self.inputs,
-            given=self.inputs,
+            trace=trace.of(of),
+            inputs=of,
+            given=of,
         )
         return comparison.drawn(lambda _: limits, floor)[-1]
 
