@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -26,6 +28,7 @@ from parity.options import (
     Models,
     NoCache,
     OneModel,
+    PerPrompt,
     Prefill,
     Prompts,
     Recipes,
@@ -102,6 +105,7 @@ def check(
     no_cache: NoCache = False,
     json: JsonFile = None,
     markdown: MarkdownFile = None,
+    per_prompt: PerPrompt = False,
     html: HtmlFile = None,
 ) -> None:
     """Run the ladder on the same prompts and judge every rung."""
@@ -130,12 +134,14 @@ def check(
             golden=store if golden else None,
             cache=cache,
             budget=allowed,
+            command=shlex.join(["parity", *sys.argv[1:]]),
+            texts=bool(json or html),
             remote_code=trust_remote_code,
             streamed=streamed,
         )
         for model in select(names)
     ]
-    writers = _writers(json, markdown, html)
+    writers = _writers(json, markdown, html, per_prompt=per_prompt)
     console = Console()
     reports: list[Report] = []
     try:
@@ -431,6 +437,7 @@ def weight_map(name: OneModel, weights: WeightsOption = "tiny") -> None:
 def rerender(
     source: Annotated[Path, typer.Argument(metavar="RUN.json")],
     markdown: MarkdownFile = None,
+    per_prompt: PerPrompt = False,
     html: HtmlFile = None,
 ) -> None:
     """Render a saved run again, and end with the exit code of its verdict."""
@@ -441,7 +448,7 @@ def rerender(
     from parity.report.record import overall
 
     reports = read_rechecked(source)
-    for write in _writers(None, markdown, html):
+    for write in _writers(None, markdown, html, per_prompt=per_prompt):
         write(reports)
     console = Console()
     for report in reports:
@@ -464,7 +471,9 @@ def _cache(no_cache: bool) -> ArtifactCache | None:
     return None if no_cache else ArtifactCache.default()
 
 
-def _writers(json: Path | None, markdown: Path | None, html: Path | None) -> list[Callable[[Sequence[Report]], None]]:
+def _writers(
+    json: Path | None, markdown: Path | None, html: Path | None, *, per_prompt: bool
+) -> list[Callable[[Sequence[Report]], None]]:
     """What writes each file that was asked for; an unwritable place is refused now, not after the run."""
     from parity.files import writable, write_whole
     from parity.report.html import to_html
@@ -479,7 +488,7 @@ def _writers(json: Path | None, markdown: Path | None, html: Path | None) -> lis
     if json:
         writers.append(lambda reports: write_json(reports, json))
     if markdown:
-        writers.append(text_writer(markdown, to_markdown))
+        writers.append(text_writer(markdown, partial(to_markdown, prompts=per_prompt)))
     if html:
         writers.append(text_writer(html, to_html))
     return writers

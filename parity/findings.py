@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ class Findings:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.began = time.perf_counter()
+        self.date = datetime.now(UTC).isoformat(timespec="seconds")
         self.reference = EXACT if request.golden else "original64"
         self.weights: dict[str, Any] = {"kind": kind_of(request.weights), "sha256": None, "revision": None}
         self.prompt_set: dict[str, Any] = {"name": request.prompt_set, "sha256": None, "prompts": 0, "positions": 0}
@@ -60,6 +62,8 @@ class Findings:
         self.streaming: Streaming | None = None
         self.locator = Locator(request.name, original=not request.golden)
         self.conditioning: dict[str, Conditioning] = {}
+        self.said: dict[str, list[int]] = {}
+        self.texts: Mapping[str, Any] = {}
         # Known once there is a reference, see ``referred``: what rungs are held against, and what copies are told by.
         self.ladder: Ladder
         self.oracle: Reference
@@ -114,7 +118,6 @@ class Findings:
         exact, floor = ladder.exact(), ladder.floor()
         alone = ladder.inputs.one_row
         self.shared = alone if alone.prompts else ladder.inputs
-        self.noisy = floor.noisy
         if isinstance(reference, Golden):
             steps = reference.steps
             said = {name: replace(prompt, steps=steps[name]) for name, prompt in exact.trace.prompts.items()}
@@ -125,6 +128,9 @@ class Findings:
             self.oracle = Reference("original64", oracle.trace)
             sizes = compare_prompts(oracle.trace, exact.trace)
         self.digest = self.oracle.trace.of(self.shared).digest
+        self.said = {name: list(ids) for name, ids in self.oracle.trace.said.items() if ids}
+        # A model may be exact on its inputs, whatever the order of its sums: then its original is, too.
+        self.noisy = isinstance(reference, Golden) or reference[1].trace.of(self.shared).digest != self.digest
         self.conditioning = conditioning(floor, sizes)
         if isinstance(reference, Golden):
             self.rungs.append(_rung_record(Rung(EXACT, exact)))
@@ -159,6 +165,9 @@ class Findings:
             self.rungs.append(_rung_record(rung))
             self._error(rung.name, rung.cause)
         self.edges[judged:] = self.locator.locate(rung, self.edges[judged:], self.ladder)
+        if rung.name == "float":
+            ill = {name: found for name, found in self.conditioning.items() if found.ill}
+            self.edges[judged:] = self.locator.by_stage(rung, self.edges[judged:], self.ladder, ill)
 
     def _compare(self, rung: Rung, recorded: Recorded) -> None:
         self.rungs.append(_rung_record(rung))
@@ -169,7 +178,8 @@ class Findings:
             noise = None if quantized else partial(tie, floor)
             generation = compare_generation(rung.name, self.oracle.trace.of(recorded.inputs), recorded.trace, noise)
             if generation.of:  # prompts made for situations are not generated from
-                self.generation.append(asdict(generation))
+                chosen = {name: list(ids) for name, ids in recorded.trace.said.items() if ids}
+                self.generation.append({**asdict(generation), "chosen": chosen})
         comparison = Comparison(
             reference=self.oracle.name,
             candidate=rung.name,
@@ -212,17 +222,13 @@ class Findings:
         except (ParityError, ModelError) as error:
             cause = f"fidelity could not be judged: {error}"
             faithful = [self._edge(rung.name, "fidelity", f"{rung.name} in PyTorch", cause)]
-        sound = worst(edge.verdict for edge in faithful) is Verdict.PASS
+        faith = worst(edge.verdict for edge in faithful)
+        asked = replace(comparison, question="quality", generation=None).judged(partial(self._affords, rung.name))
         cost = [
-            over_budget(
-                replace(edge, own_loss=own.get(edge.output, {}), budget=self._budget(rung.name, edge.output)),
-                sound=sound,
-            )
-            for edge in replace(comparison, question="quality", generation=None).judged(
-                partial(self._affords, rung.name)
-            )
+            replace(edge, own_loss=own.get(edge.output, {}), budget=self._budget(rung.name, edge.output))
+            for edge in asked
         ]
-        return [*faithful, *cost]
+        return [*faithful, *(over_budget(edge, faith) for edge in cost)]
 
     def _affords(self, rung: str, output: Output) -> tuple[Limit, ...]:
         """What a quantized rung may cost."""
@@ -256,6 +262,16 @@ class Findings:
     def _edge(self, name: str, question: Question, reference: str, cause: str | None) -> Edge:
         return Edge(reference=reference, candidate=name, question=question, verdict=Verdict.ERROR, cause=cause)
 
+    def spelled(self, texts: Callable[[Collection[int]], Mapping[int, str]]) -> None:
+        """Note what the ids of this run say, for whoever reads its report; ``texts`` spells them."""
+        ids = {
+            prompt.id: [*prompt.prompt, *prompt.continuation, *prompt.turn, *prompt.reply]
+            for prompt in self.ladder.inputs.prompts
+        }
+        chosen = [ids_of for entry in self.generation for ids_of in entry["chosen"].values()]
+        known = {each for some in (*ids.values(), *self.said.values(), *chosen) for each in some}
+        self.texts = {"prompts": ids, "pieces": {str(each): piece for each, piece in texts(known).items()}}
+
     def report(self) -> Report:
         """The record of whatever was reached. Rungs that were asked for and not reached are ERRORs."""
         reached = {edge.candidate for edge in self.edges}
@@ -276,6 +292,10 @@ class Findings:
             cause=self.cause,
             conditioning={name: {**asdict(found), "ill": found.ill} for name, found in self.conditioning.items()},
             streamed=self.streaming.to_json() if self.streaming else None,
+            command=self.request.command,
+            date=self.date,
+            prompts_said=self.said,
+            texts=self.texts,
         )
 
 

@@ -164,23 +164,41 @@ class Ladder:
         with self._conversion(self.exports[0]) as making:
             yield making
 
+    def oracle(self) -> Recorded:
+        """The original in float64.
+
+        Raises:
+            ParityError, ModelError: it could not be run to its end.
+        """
+        with self._published() as folder:
+            return self._original(Original(folder, "float64", TORCH_THREADS, self.remote_code))
+
     def original(self, *, guided: bool = True) -> tuple[Recorded, Recorded]:
         """The oracle and the original, whose generation is led along the oracle's if it is ``guided``.
 
         Raises:
             ParityError, ModelError: either could not be run to its end.
         """
+        with self._published() as folder:
+            oracle = self._original(Original(folder, "float64", TORCH_THREADS, self.remote_code))
+            if oracle.cached:  # as the original will be, and no file is made before ours have been run
+                isolated.prepare(originals=False, converter=False)
+                isolated.begin()
+            guide = oracle.trace.said if guided else None
+            return oracle, self._original(Original(folder, "float32", TORCH_THREADS, self.remote_code), guide)
+
+    @contextmanager
+    def _published(self) -> Iterator[Path]:
+        """The checkpoint as the original reads it. Of one that it cannot read, ours says what is wrong with it.
+
+        Strict loading names the tensor and the remedy, where the original's library often names neither.
+        """
+        family, folder = self.model.family.name, self.weights.folder
         try:
-            with published(self.model.family.name, self.weights.folder, self.scratch, self.reporter) as folder:
-                oracle = self._original(Original(folder, "float64", TORCH_THREADS, self.remote_code))
-                if oracle.cached:  # as the original will be, and no file is made before ours have been run
-                    isolated.prepare(originals=False, converter=False)
-                    isolated.begin()
-                guide = oracle.trace.said if guided else None
-                return oracle, self._original(Original(folder, "float32", TORCH_THREADS, self.remote_code), guide)
+            with published(family, folder, self.scratch, self.reporter) as found:
+                yield found
         except ParityError:
-            # Strict loading names the tensor and the remedy, where the original's library often names neither.
-            isolated.run("loading", partial(_load_strictly, self.model.family.name, self.weights.folder))
+            isolated.run("loading", partial(_load_strictly, family, folder))
             raise
 
     def rungs(self, converting: Making[FloatFile] | None, guide: Guide | None = None) -> Iterator[Rung]:
@@ -403,9 +421,20 @@ class Ladder:
             return Rung(recipe.name, cause=str(error), paths=tuple(made))
 
     def _try_files(self, name: str, paths: Sequence[Path], facts: dict[str, Any], guide: Guide | None) -> Rung:
+        files = [
+            {
+                "sha256": self.artifacts.content_sha256(path),
+                "bytes": path.stat().st_size,
+                "cache_length": export.cache_length,
+            }
+            for path, export in zip(paths, self.exports, strict=True)
+        ]
         artifact = {
             "bytes": sum(path.stat().st_size for path in paths),
-            "sha256": self.artifacts.sha256_of(paths),
+            "sha256": files[0]["sha256"],
+            **({"files": files} if len(files) > 1 else {}),
+            "prefill": list(self.exports[0].prefill_lengths),
+            "prefill_logits": self.exports[0].prefill_logits,
             **self._about_files(),
             **facts,
         }

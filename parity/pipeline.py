@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ class Request:
     ``remote_code`` lets an original that transformers lacks run the code published with it.
     ``streamed`` runs models one stage at a time, or never; by itself where they would not fit into memory.
     ``budget`` is what recipes may cost; without one each is held to the tier of its precision.
+    ``command`` is how a person asked for it, and with ``texts`` the report tells what its token ids say.
     ``cache`` has the files of earlier runs and takes those of this one; without it all are made anew.
     ``prompt_set`` is the set asked for, or the default: the family's, or the one that shows a tiny model's quirks.
     """
@@ -63,6 +64,8 @@ class Request:
     streamed: bool | None = None
     cache: ArtifactCache | None = None
     budget: Budget | None = None
+    command: str | None = None
+    texts: bool = False
     plan: Plan = field(init=False)
     prompt_set: str = field(init=False)
 
@@ -114,6 +117,8 @@ def check(request: Request, reporter: Reporter) -> Report:
             said = findings.referred(_refer(request, ladder), ladder)
             for rung in ladder.rungs(converting, said):
                 findings.judge(rung)
+        if request.texts:
+            findings.spelled(partial(_spell, weights.folder))
     return findings.report()
 
 
@@ -134,7 +139,7 @@ def record_golden(request: Request, store: GoldenStore, reporter: Reporter, *, o
     with scratch_folder() as scratch:
         inputs = _read(request, weights, anew, scratch, reporter)
         ladder = _ladder(request, weights, inputs, GENERATED_TOKENS, anew, scratch, reporter)
-        oracle, _ = ladder.original()
+        oracle = ladder.oracle()
     return store.record(request.name, weights, inputs, oracle.trace)
 
 
@@ -166,6 +171,7 @@ def generate(request: Request, prompt: Prompt, tokens: int, reporter: Reporter) 
         inputs = tokenize(prompts, weights.folder, config, continuation=0)
     with scratch_folder() as scratch:
         ladder = _ladder(request, weights, inputs, tokens, Artifacts(request.cache, reporter.note), scratch, reporter)
+        ladder.plan = replace(ladder.plan, exact=False)  # it is compared with the oracle, and writes no text
         with ladder.converting() as converting:
             _, original = ladder.original(guided=False)
             rungs = [Rung("original", original), *ladder.rungs(converting)]
@@ -236,12 +242,19 @@ def _float_files(ladder: Ladder) -> list[Path]:
     return [finished.value.path for finished in ladder.convert(None)]
 
 
-def _decode(folder: Path, sequences: list[tuple[int, ...]], progress: isolated.Progress) -> list[str]:
+def _decode(folder: Path, sequences: Sequence[tuple[int, ...]], progress: isolated.Progress) -> list[str]:
     from transformers import AutoTokenizer
 
     progress(0, 1)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return [tokenizer.decode(ids) for ids in sequences]
+
+
+def _spell(folder: Path, ids: Collection[int]) -> Mapping[int, str]:
+    """What each id says by itself."""
+    ordered = sorted(ids)
+    texts = isolated.run("decoding tokens", partial(_decode, folder, [(each,) for each in ordered])).value
+    return dict(zip(ordered, texts, strict=True))
 
 
 def _weigh(request: Request, reporter: Reporter) -> Weights:

@@ -5,6 +5,7 @@ python tools/write_limits.py docs/limits.md
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,8 +99,8 @@ a tier, a project's own, or `--budget`.
 rounding decides for itself and for nobody else; one that loses more than {OUTLIER:g} times what the typical one does
 is named as an *outlier*. `flips` is the share of positions with another best token, without those where the oracle's
 two best logits are within 0.1. Both are held against the worse end of their interval: a budget is kept when other
-prompts like these would keep it, the typical one with {TYPICAL_CONFIDENCE:.0%} confidence or more, which takes four
-prompts.
+prompts like these would keep it, the typical one with {TYPICAL_CONFIDENCE:.0%} confidence or more, which takes
+{math.ceil(-math.log2(1 - TYPICAL_CONFIDENCE))} prompts.
 
 Unless told otherwise a recipe is held to the tier of its smallest weights:
 {{defaults}}.

@@ -7,7 +7,7 @@ recorded of them in PyTorch. Whatever a file gives, and all that is said about a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -268,9 +268,9 @@ class Artifacts:
             ),
         )
 
-    def sha256_of(self, files: Iterable[Path]) -> str:
-        """Over names and contents of files, which are not read again where they were made or taken here."""
-        return sha256_of(files, lambda path: self._known(path)[0])
+    def content_sha256(self, path: Path) -> str:
+        """Of a file, which is not read again where it was made or taken here."""
+        return self._known(path)[0]
 
     def _known(self, path: Path) -> tuple[str, str]:
         """The SHA-256 of a file, and what it is of."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from models.errors import ModelError
 from parity.bisect.bisector import Bisector, Found
+from parity.compare.floor import Conditioning
 from parity.compare.limits import EXACT
 from parity.compare.measuring import ENCODER
 from parity.compare.verdict import Edge, Verdict, worst
-from parity.errors import RungError
+from parity.errors import ParityError, RungError
 from parity.ladder import Ladder, Plan, Rung
 from parity.runners.base import shortest
 from parity.trace import STAGE_PHASES, Phase
@@ -41,6 +43,33 @@ class Locator:
             located = self._located(rung, edges, before, _worst_prompt(off[0]), ladder)
         self._judged[rung.name] = [edge for edge in located if edge.question != "quality"]
         return located
+
+    def by_stage(
+        self, rung: Rung, edges: Sequence[Edge], ladder: Ladder, ill: Mapping[str, Conditioning]
+    ) -> list[Edge]:
+        """The edges of a float file that passes although ``ill`` prompts amplify rounding, held stage by stage.
+
+        On such a prompt the floor is so high that a mistake could hide below it. Its stages, each fed the reference's
+        inputs, amplify nothing. The prompt that amplifies most stands for all.
+        """
+        if not ill or worst(edge.verdict for edge in edges) is not Verdict.PASS:
+            return list(edges)
+        prompt = max(ill, key=lambda name: ill[name].times)
+        why = f"prompt {prompt} amplifies rounding {ill[prompt].times:.0f} times as much as the typical one"
+        if ladder.streaming:
+            return [
+                replace(edge, remark=f"{why}; its stages were not looked at, as the model runs by stages")
+                for edge in edges
+            ]
+        try:
+            found = self._bisect(rung.name, prompt, ladder).bisection
+        except (ParityError, ModelError) as error:
+            cause = f"{why}, and its stages could not be looked at by themselves: {error}"
+            return [replace(edge, verdict=Verdict.ERROR, cause=cause) for edge in edges]
+        if found.first is None:
+            return [replace(edge, remark=f"{why}; each of its stages by itself is right") for edge in edges]
+        cause = f"{why}, and a stage of it is off by itself: {found.remark}"
+        return [replace(edge, verdict=Verdict.FAIL, cause=cause, first_divergent_stage=found.first) for edge in edges]
 
     def _located(
         self, rung: Rung, edges: Sequence[Edge], before: Sequence[Edge], prompt: str, ladder: Ladder

@@ -90,20 +90,16 @@ class NoiseFloor:
         return self.draws >= MOST_DRAWS
 
     @property
-    def noisy(self) -> bool:
-        """Whether rounding is seen at all: a model may be exact on its inputs, whatever the order of its sums."""
-        return any(draws.any() for noise in self.prompts.values() for draws in noise.squared.values())
-
-    @property
     def in_float64(self) -> NoiseFloor:
         """The same model's floor where it is evaluated in float64."""
         return replace(self, unit=self.unit * IN_FLOAT64)
 
     def of(self, prompt: str, phase: str, errors: Distances) -> Array:
-        """The floor ``[P]`` at the positions of ``errors``, an L2 distance as theirs."""
+        """The floor ``[P]`` at the positions of ``errors``, an L2 distance as theirs; NaN where a draw is no number."""
         squared = errors.squared_reference
         least = self.least[phase] ** 2 * np.maximum(squared, FAINT**2 * squared.mean())
         drawn = self.prompts[prompt].squared[phase].mean(axis=0)
+        drawn = np.where(np.isfinite(drawn), drawn, np.nan)  # an infinite floor would forgive everything
         result: Array = self.unit * np.sqrt(np.maximum(drawn, least))
         return result
 

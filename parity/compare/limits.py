@@ -74,7 +74,7 @@ ROUNDING_LIMITS = (
         metric="floor_ratio",
         most=3.0,
         reason=_FLOOR + "The median over all positions, the larger of prefill and decode. Draws add as the runtime "
-        "does, term by term, so a sound file is below 1 whatever its width (docs/limits.md has the sizes measured).",
+        "does, term by term, so a sound file is below 1 whatever its width (measured sizes: docs/power.md).",
     ),
     Limit(
         metric="worst_position_ratio",

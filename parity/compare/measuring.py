@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -91,7 +91,7 @@ def measure(
         for phase in PHASES:
             metrics[phase] |= _ratios(by_phase[phase], worst[phase])
         metrics |= {
-            "floor_ratio": max(metrics[phase]["floor_ratio"] for phase in PHASES),
+            "floor_ratio": _most(metrics[phase]["floor_ratio"] for phase in PHASES),
             **_worst(worst),
             **_drawn(floor),
         }
@@ -129,7 +129,7 @@ def measure_recorded(errors: Mapping[str, Mapping[str, SketchErrors]], floor: No
     for phase in PHASES:
         metrics[phase] = _ratios(logits[phase], logits[phase])
     metrics |= {
-        "floor_ratio": max(metrics[phase]["floor_ratio"] for phase in PHASES),
+        "floor_ratio": _most(metrics[phase]["floor_ratio"] for phase in PHASES),
         **_worst(logits),
         **_drawn(floor),
     }
@@ -143,8 +143,13 @@ def measure_recorded(errors: Mapping[str, Mapping[str, SketchErrors]], floor: No
 def _ratios(ratios: Mapping[str, Array], worst: Mapping[str, Array]) -> dict[str, Any]:
     return {
         "floor_ratio": typical_ratio(ratios.values()),
-        "worst_position_ratio": max(float(each.max()) for each in worst.values()),
+        "worst_position_ratio": _most(float(each.max()) for each in worst.values()),
     }
+
+
+def _most(figures: Iterable[float]) -> float:
+    """The largest, or NaN if one is; of Python's ``max`` that would depend on the order."""
+    return float(np.max(list(figures)))
 
 
 def _drawn(floor: NoiseFloor) -> dict[str, Any]:
@@ -152,12 +157,12 @@ def _drawn(floor: NoiseFloor) -> dict[str, Any]:
 
 
 def _worst(ratios: Mapping[str, Mapping[str, Array]]) -> dict[str, Any]:
-    """The worst position, and where it is."""
-    largest, where = -math.inf, {}
+    """The worst position, and where it is; the first that is no number, if there is one."""
+    largest, where = -math.inf, dict[str, Any]()
     for phase, prompts in ratios.items():
         for name, each in prompts.items():
             place = int(np.argmax(np.where(np.isnan(each), np.inf, each)))
-            if not each[place] <= largest:
+            if not where or (math.isfinite(largest) and not each[place] <= largest):
                 largest, where = float(each[place]), {"prompt": name, "phase": phase, "position": place}
     return {"worst_position_ratio": largest, "worst_position": where}
 

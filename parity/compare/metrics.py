@@ -29,10 +29,7 @@ TOGETHER = 1 << 18
 
 @dataclass(frozen=True)
 class PositionErrors:
-    """Per position ``[P]``. Squares and sums are over the vocabulary; KL is in nats.
-
-    ``another_best`` is the least KL of any distribution with another best token than the reference's.
-    """
+    """Per position ``[P]``. Squares and sums are over the vocabulary; KL is in nats."""
 
     squared_error: Array
     squared_reference: Array
@@ -44,7 +41,6 @@ class PositionErrors:
     same_top1: NDArray[np.bool_]
     top5_overlap: Array
     margin: Array
-    another_best: Array
     vocabulary: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -86,7 +82,6 @@ def _compare(reference: Logits, candidate: Logits) -> PositionErrors:
             [len(np.intersect1d(a, b, assume_unique=True)) / len(a) for a, b in zip(best, others, strict=True)]
         ),
         margin=_margin(np.take_along_axis(ref, best, axis=1)),
-        another_best=_another_best(np.take_along_axis(log_p, best, axis=1)),
         vocabulary=np.full(len(ref), ref.shape[1]),
     )
 
@@ -135,20 +130,6 @@ def _margin(best: Array) -> Array:
     if best.shape[1] == 1:
         return np.full(len(best), np.inf)
     result: Array = best[:, -1] - best[:, -2]
-    return result
-
-
-def _another_best(best: Array) -> Array:
-    """The least KL(reference || q) at which the second best token catches up with the best, in nats.
-
-    ``best`` are log-probabilities of the reference, sorted, the best last. Under ``q1 = q2``, ``-sum(p log q)`` is
-    least where both are ``(p1 + p2) / 2`` and all others are as they were (Lagrange); tokens further behind cost more.
-    """
-    if best.shape[1] == 1:
-        return np.full(len(best), np.inf)
-    two = best[:, -2:]
-    half = np.logaddexp(two[:, 0], two[:, 1]) - np.log(2)
-    result: Array = (np.exp(two) * (two - half[:, None])).sum(axis=1)
     return result
 
 

@@ -39,6 +39,7 @@ def of_logits(errors: Mapping[str, PositionErrors], extra_cost: Sequence[Array])
     losses = {name: float(one.kl.mean()) for name, one in errors.items()}
     typical, most, confidence = typical_of(list(losses.values()))
     flips = _flips(each)
+    clear = int(sum((one.margin >= NEAR_TIE).sum() for one in each))
     least_cost, most_cost = (_exp(end) for end in cost.interval)
     intervals: dict[str, tuple[float, float]] = {
         "kl_typical": (min(losses.values()), most),
@@ -55,6 +56,8 @@ def of_logits(errors: Mapping[str, PositionErrors], extra_cost: Sequence[Array])
         "prompts": len(each),
         "kl_typical": typical,
         "flips": 1 - _agreement(each) if flips else None,
+        # The bound of a share of so few positions even if none were flipped: what a smaller limit cannot be held by.
+        "at_best": {"flips": share_interval(0, clear)[1]} if clear else {},
         "typical_confidence": confidence,
         "outliers": {name: loss for name, loss in losses.items() if loss > OUTLIER * typical},
         "interval": {name: list(ends) for name, ends in intervals.items()},

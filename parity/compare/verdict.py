@@ -13,6 +13,7 @@ from parity.compare.floor import decided
 from parity.compare.generation import Generation
 from parity.compare.limits import FLOAT_RUNGS, Limit, Question
 from parity.compare.measuring import Measured, Output
+from parity.spelling import limit_spelled, spelled
 
 
 class Verdict(StrEnum):
@@ -89,7 +90,7 @@ def judge(
 ) -> Edge:
     """Hold figures against limits. No limits, a figure that is missing or not finite, one prompt as a sample: ERROR."""
     metrics = measured.metrics
-    meaningless = {limit.metric for limit in limits if limit.optional and metrics.get(limit.metric) is None}
+    meaningless = {limit.metric for limit in limits if limit.optional and _says_nothing(metrics, limit)}
     held = [limit for limit in limits if limit.metric not in meaningless]
     edge = Edge(
         reference=reference,
@@ -121,6 +122,11 @@ def judge(
     return replace(edge, verdict=Verdict.FAIL, cause="; ".join(_said(metrics, limit) for limit in broken))
 
 
+def _says_nothing(metrics: Mapping[str, Any], limit: Limit) -> bool:
+    """Whether a figure has no meaning on these prompts: there is none, or so little of it that no loss would do."""
+    return metrics.get(limit.metric) is None or metrics.get("at_best", {}).get(limit.metric, 0.0) > limit.most
+
+
 def bounds(metrics: Mapping[str, Any], metric: str) -> list[Any]:
     """What a limit is held against: the worse end of the figure's interval if it has one (or both), else the figure."""
     found = metrics.get("bound", {}).get(metric, metrics.get(metric))
@@ -130,31 +136,30 @@ def bounds(metrics: Mapping[str, Any], metric: str) -> list[Any]:
 def _said(metrics: Mapping[str, Any], limit: Limit) -> str:
     """A figure that is outside its limit: ``kl_typical 0.45, at most 0.61; limit 0.1``."""
     value, ends = metrics.get(limit.metric), bounds(metrics, limit.metric)
-    said = f"{limit.metric} {spelled(value)}"
+    said = f"{limit.metric} {spelled(limit.metric, value)}"
     if ends != [value]:
-        said += f" ({' to '.join(map(spelled, ends))} at {'least' if limit.most == math.inf else 'most'})"
+        between = " to ".join(spelled(limit.metric, end) for end in ends)
+        said += f" ({between} at {'least' if limit.most == math.inf else 'most'})"
     place = metrics.get("worst_position") if limit.metric == "worst_position_ratio" else None
     if place:
         said += f" at position {place['position']} of {place['prompt']} ({place['phase']})"
-    return f"{said}, limit {limit.bound}"
+    return f"{said}, limit {limit_spelled(limit.metric, limit.bound)}"
 
 
-def spelled(value: Any) -> str:
-    """A figure as causes have it: three digits."""
-    return "none" if value is None else f"{value:.3g}"
-
-
-def over_budget(edge: Edge, *, sound: bool) -> Edge:
-    """A quality edge that fails, saying whose loss it is: the recipe's own, or a file's that is not ``sound``."""
+def over_budget(edge: Edge, fidelity: Verdict) -> Edge:
+    """A quality edge that fails, saying whose loss it is: the recipe's own, or that of a file without ``fidelity``."""
     if edge.verdict is not Verdict.FAIL:
         return edge
     said = f"over budget {edge.budget}: {edge.cause}" if edge.budget else f"{edge.cause}"
     metric = "kl_typical" if "kl_typical" in edge.own_loss else "rel_l2"
     own, all_ = edge.own_loss.get(metric), edge.metrics.get(metric)
-    if sound and own is not None:
-        said += f"; the recipe itself loses {spelled(own)} of {spelled(all_)}; the file does what it says"
-    elif not sound:
+    if fidelity is Verdict.PASS and own is not None:
+        said += f"; the recipe itself loses {spelled(metric, own)} of {spelled(metric, all_)}"
+        said += "; the file does what it says"
+    elif fidelity is Verdict.FAIL:
         said += "; the file does not do what it says, see its fidelity"
+    else:
+        said += "; whether that is the recipe's loss or the file's is not known"
     return replace(edge, cause=said)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from parity import isolated
 from parity.convert.recipes import Recipe, entries
 from parity.convert.rounding import Grouping, Rounding
-from parity.convert.stored import Weight, bits_of, contents, read_file, rounding_of, storage_of, weights_of
+from parity.convert.stored import Weight, bits_of, contents, rounding_of, storage_of, weights_in
 from parity.errors import RungError
 from parity.files import whole_file
 
@@ -115,7 +115,7 @@ def _stored(
     Raises:
         RungError: scales that the runtime refuses or flushes.
     """
-    pairs = zip(names, weights_of(read_file(path)), weights_of(read_file(source)), strict=True)
+    pairs = zip(names, weights_in(path), weights_in(source), strict=True)
     for name, weight, exact in pairs:
         storage = storage_of(weight, name)
         asked = _asked(exact, rules)
@@ -145,7 +145,7 @@ def _for_encoders(source: Path, recipe: Recipe) -> list[dict[str, Any]]:
     Raises:
         RungError: the file has no encoder, or one that cannot be told from the rest.
     """
-    weights = list(weights_of(read_file(source)))
+    weights = list(weights_in(source))
     encoders = [weight for weight in weights if weight.subgraph.name.startswith(b"encode")]
     if not encoders:
         raise RungError(f"{recipe.name} is for an encoder, and this model has none; leave --encoder-recipe out")
@@ -203,7 +203,7 @@ def _replacements(source: Path, rules: Sequence[dict[str, Any]]) -> dict[str, di
     table of four bits and an odd width, whose every other row the runtime would read wrongly.
     """
     found: dict[str, dict[str, Any]] = {}
-    for weight in weights_of(read_file(source)):
+    for weight in weights_in(source):
         rule = _rule_for(weight, rules)
         if rule is None:
             continue

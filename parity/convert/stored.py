@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,20 +71,89 @@ def weights_of(model: Any) -> Iterator[Weight]:
         BuiltinOperator.CONV_2D: ("CONV_2D", 1),
         BuiltinOperator.DEPTHWISE_CONV_2D: ("DEPTHWISE_CONV_2D", 1),
     }
+    codes = [code.builtinCode for code in model.operatorCodes]
     for subgraph in model.subgraphs:
-        made_by = {int(output): op for op in subgraph.operators for output in op.outputs}
+        dequantized = {
+            int(op.outputs[0]): int(op.inputs[0])
+            for op in subgraph.operators
+            if codes[op.opcodeIndex] == BuiltinOperator.DEQUANTIZE
+        }
         for op in subgraph.operators:
-            code = model.operatorCodes[op.opcodeIndex].builtinCode
-            if code not in operators:
+            if codes[op.opcodeIndex] not in operators:
                 continue
-            operation, position = operators[code]
+            operation, position = operators[codes[op.opcodeIndex]]
             index = int(op.inputs[position])
-            maker = made_by.get(index)
-            if maker and model.operatorCodes[maker.opcodeIndex].builtinCode == BuiltinOperator.DEQUANTIZE:
-                index = int(maker.inputs[0])  # weight-only: stored quantized, dequantized before use
-            tensor = subgraph.tensors[index]
+            # Weight-only: stored quantized, dequantized before use.
+            tensor = subgraph.tensors[dequantized.get(index, index)]
             scope = tfl_flatbuffer_utils.get_op_scope(op, subgraph.tensors)
             yield Weight(scope, operation, int(tensor.shape[-1]), tensor, subgraph, model)
+
+
+def weights_in(path: Path) -> Iterator[Weight]:
+    """The weights of a file, of which nothing else is unpacked: a tenth of the time that ``read_file`` takes."""
+    return weights_of(_Tables(contents(path)))
+
+
+class _Tables:
+    """A file's tables, each unpacked when it is asked for; what ``weights_of`` asks for goes by the object's names."""
+
+    def __init__(self, content: memoryview) -> None:
+        from ai_edge_litert.schema_py_generated import BufferT, Model, OperatorCodeT
+
+        self._content = content
+        self._model = Model.GetRootAs(content)
+        codes = range(self._model.OperatorCodesLength())
+        self.operatorCodes = [OperatorCodeT.InitFromObj(self._model.OperatorCodes(at)) for at in codes]
+        self.subgraphs = [_Graph(self._model.Subgraphs(at)) for at in range(self._model.SubgraphsLength())]
+        self.buffers = _Unpacked(self._model.Buffers, partial(self._buffer, BufferT))
+
+    def _buffer(self, kind: Any, table: Any) -> Any:
+        buffer = kind.InitFromObj(table)
+        if buffer.offset:  # outside of the tables
+            buffer.data = self._content[buffer.offset : buffer.offset + buffer.size]
+        return buffer
+
+
+class _Graph:
+    """A subgraph: its operators as tables know them, its tensors unpacked when they are asked for."""
+
+    def __init__(self, table: Any) -> None:
+        from ai_edge_litert.schema_py_generated import TensorT
+
+        self.name = table.Name()
+        self.operators = [_Operator(table.Operators(at)) for at in range(table.OperatorsLength())]
+        self.tensors = _Unpacked(table.Tensors, TensorT.InitFromObj)
+
+
+class _Operator:
+    """What an operator is, and the places of what it reads and makes."""
+
+    def __init__(self, table: Any) -> None:
+        self.opcodeIndex = table.OpcodeIndex()
+        self._table = table
+
+    @property
+    def inputs(self) -> Any:
+        return self._table.InputsAsNumpy()
+
+    @property
+    def outputs(self) -> Any:
+        return self._table.OutputsAsNumpy()
+
+
+class _Unpacked:
+    """Objects by their place, each unpacked once, when it is asked for."""
+
+    def __init__(self, table: Callable[[int], Any], unpack: Callable[[Any], Any]) -> None:
+        self._table = table
+        self._unpack = unpack
+        self._known: dict[int, Any] = {}
+
+    def __getitem__(self, place: int) -> Any:
+        place = int(place)
+        if place not in self._known:
+            self._known[place] = self._unpack(self._table(place))
+        return self._known[place]
 
 
 def names_of(model: Any) -> tuple[str, ...]:
@@ -200,7 +270,7 @@ class Numbers:
             RungError: a weight in a form that is not known here.
         """
         done: set[tuple[str, str]] = set()
-        pairs = zip(self.names, weights_of(read_file(self.path)), weights_of(read_file(self.source)), strict=True)
+        pairs = zip(self.names, weights_in(self.path), weights_in(self.source), strict=True)
         for name, weight, exact in pairs:
             if (name, weight.operation) not in done:
                 done.add((name, weight.operation))

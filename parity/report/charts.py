@@ -198,17 +198,22 @@ class ByPosition:
 
     @classmethod
     def of(
-        cls, values: Mapping[str, Sequence[object]], pieces: Sequence[str], limit: float | None = None
+        cls,
+        values: Mapping[str, Sequence[object]],
+        pieces: Sequence[str],
+        limit: float | None = None,
+        bottom: float = 0.0,
     ) -> ByPosition | None:
         """``values`` by the names of edges; ``pieces`` is what a person sees of the position's token,
         where that is known.
 
-        Nothing where there is no value that could be drawn. What is zero, or less, lies at the bottom.
+        Nothing where there is no value that could be drawn. What is zero, or less, lies at the bottom; so does what is
+        below ``bottom``, where differences say nothing any more.
         """
         series = {name: [number(value) for value in each] for name, each in list(values.items())[:LINES]}
         count = max(map(len, series.values()), default=0)
         known = [value for each in series.values() for value in each if value is not None]
-        drawn = [math.log10(value) for value in (*known, *([limit] if limit else [])) if value > 0]
+        drawn = [math.log10(max(value, bottom)) for value in (*known, *([limit] if limit else [])) if value > 0]
         if not known or not drawn:
             return None
         last = math.ceil(max(drawn))

@@ -140,7 +140,7 @@ class Column:
     @property
     def name(self) -> str:
         """The title in one line."""
-        return self.title.replace("\n", " ")
+        return self.title.strip().replace("\n", " ")
 
 
 def _breaks(edge: Edge | None, metric: str) -> bool:

@@ -137,12 +137,12 @@ def _ladder(rows: Sequence[Row]) -> str:
 def _more(rows: Sequence[Row]) -> str:
     """What there is no room for beside the verdicts, and what all of it means."""
     table = _table(
-        ["rung", *(column.name.strip() for column in MORE)],
+        ["rung", *(column.name for column in MORE)],
         ([code(row.name), *(_cell(column, row) for column in MORE)] for row in rows),
         left=1,
     )
     meanings = [f"- **{name}**: {prose(meaning)}" for name, meaning in VERDICTS.items()]
-    meanings += [f"- **{column.name.strip()}**: {prose(column.meaning)}" for column in (*SOUND, *QUALITY, *MORE, *RUN)]
+    meanings += [f"- **{column.name}**: {prose(column.meaning)}" for column in (*SOUND, *QUALITY, *MORE, *RUN)]
     return "\n".join([table, "", *meanings])
 
 

@@ -24,6 +24,8 @@ PROMPT_COLUMNS = (
 )
 #: Prompts that are drawn: of more, those that stand out first.
 DRAWN = 24
+#: A distance in units of the floor that is as good as none.
+_FAR_BELOW = 0.01
 #: What stands for characters that one does not see.
 _SEEN = str.maketrans({"\n": "⏎", "\r": "⏎", "\t": "⇥"})
 
@@ -110,6 +112,7 @@ def _page(report: Report, edges: Sequence[Edge], name: str, reasons: tuple[str, 
                 {full_name(edge): each for edge, row in logits if (each := _values(row, "ratio"))},
                 pieces,
                 _worst_limit(edges),
+                bottom=_FAR_BELOW,
             ),
             "said": _said(report, name),
         }

@@ -60,7 +60,9 @@ def contradictions(report: Report) -> Iterator[str]:
         if (edge.verdict is Verdict.PASS) == bool(edge.cause):
             yield f"{name} is {edge.verdict} with{'' if edge.cause else 'out'} a cause"
         yield from (f"{name} {found}" for found in _situations(edge))
-        makes = Verdict.FAIL if any(_wrong(edge, report.generation)) else Verdict.PASS
+        # A stage can be off by itself where a prompt amplifies rounding so much that the whole does not show it.
+        off = bool(edge.first_divergent_stage) or any(_wrong(edge, report.generation))
+        makes = Verdict.FAIL if off else Verdict.PASS
         # An ERROR says why in its cause; figures that are all in order do not undo it.
         if edge.verdict is not Verdict.ERROR and (edge.verdict is not makes or not edge.limits):
             yield f"{name} is {edge.verdict}, its figures and limits make {makes if edge.limits else 'none'}"

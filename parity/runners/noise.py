@@ -26,6 +26,7 @@ import numpy as np
 from parity import isolated
 from parity.compare.floor import NoiseFloor, PromptNoise
 from parity.compare.limits import UNIT_ROUNDOFF
+from parity.errors import RungError
 from parity.files import whole_file
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.runners.base import Answering
@@ -126,7 +127,11 @@ def measured(
     destination: Path,
     progress: isolated.Progress,
 ) -> None:
-    """A job: how far draws of ``runner``, which is noisy, are from the trace ``exact``; written to ``destination``."""
+    """A job: how far draws of ``runner``, which is noisy, are from the trace ``exact``; written to ``destination``.
+
+    Raises:
+        RungError: a draw is no number somewhere.
+    """
     from safetensors.numpy import save_file
 
     trace, _ = answering(runner, draws.of(inputs), 0, None, progress)
@@ -141,6 +146,8 @@ def measured(
             if reference is None:
                 continue
             found = [getattr(copy, phase).astype(np.float64) - reference for copy in copies]
+            if not all(np.isfinite(each).all() for each in found):
+                raise RungError(f"{runner.name}, prompt {prompt.id}, {phase}: NaN or infinity; float32 overflows there")
             tensors[f"{prompt.id}/{phase}"] = np.asarray([np.square(each).sum(axis=1) for each in found])
             if phase in PHASES:
                 most = np.maximum(most, [np.abs(each).max(initial=0.0) for each in found])

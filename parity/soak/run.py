@@ -50,7 +50,7 @@ BATCH = 64
 #: Figures of an edge that are kept.
 KEPT = (
     *("floor_ratio", "worst_position_ratio", "rel_l2", "worst_position_rel_l2"),
-    *("kl_mean", "kl_p99", "top1_agreement_clear", "perplexity_ratio"),
+    *("kl_mean", "kl_p99", "kl_typical", "flips", "top1_agreement_clear", "perplexity_ratio"),
 )
 
 #: What OpenMP asks whether waiting threads spin or sleep.

@@ -334,17 +334,22 @@ def _generation(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
 
 def _write_tokenizer(path: Path, metadata: Mapping[str, Any], folder: Path) -> list[str]:
     """Save the tokenizer as transformers rebuilds it; what a person should know of it."""
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoTokenizer
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+    rule = metadata.get("tokenizer.ggml.pre")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        if rule == "smollm":
+            # As published: every digit by itself, then GPT-2's rule.
+            splits = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+            tokenizer.backend_tokenizer.pre_tokenizer = Sequence(splits)
         tokenizer.save_pretrained(folder)
     except Exception as error:  # a tokenizer that is not what it says it is can raise anything
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise WeightsError(f"the tokenizer in {path} cannot be rebuilt ({reason}); {_PUBLISHED}") from error
-    rule = metadata.get("tokenizer.ggml.pre")
-    known = metadata.get("tokenizer.ggml.model") != "gpt2" or rule in (None, "default", "gpt-2")
+    known = metadata.get("tokenizer.ggml.model") != "gpt2" or rule in (None, "default", "gpt-2", "smollm")
     if known or rule in GGUF_PRE_TOKENIZER_SPLITS:
         return []
     return [

@@ -3,59 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from models import registry
-from models.authoring.config import EncoderDecoderConfig, ModelConfig, VisionLanguageConfig, WindowedVisionConfig
 from models.authoring.hf_config import HFConfig
 from parity.bisect.jobs import ReauthoredSide
 from parity.compare.bisect import Bisection, Place, conclude, judge_floats
-from parity.compare.limits import FLOAT_LIMITS
-from parity.inputs import Inputs, TokenizedPrompt
+from parity.compare.floor import IN_FLOAT64
+from parity.compare.limits import PORT_LIMITS, STAGE_LIMITS
+from parity.inputs import Inputs
 from parity.runners.boundaries import measure_original, record_boundaries
 from parity.runners.original import Original
+from parity.runners.reauthored import Reauthored
 from parity.weights import resolve
-
-CONTINUATION = (17, 200, 45, 90)
-
+from tests.prompt_kinds import prompt
 
 def silent(_done: int, _total: int) -> None:
     """Nobody watches the progress."""
-
-
-def prompt(config: ModelConfig) -> TokenizedPrompt:
-    """A prompt of each kind: words, a source, samples, or words around two pictures."""
-    random = np.random.default_rng(0)
-    words = (1, 17, 200, 45, 45, 90, 3, 311, 64)
-    match config:
-        case EncoderDecoderConfig(stem=None):
-            return TokenizedPrompt(
-                "source", (config.decoder_start,), CONTINUATION, {"input_ids": np.asarray([words], np.int64)}
-            )
-        case EncoderDecoderConfig():
-            samples = 0.1 * random.standard_normal((1, 6000)).astype(np.float32)
-            return TokenizedPrompt("sound", (config.decoder_start, 9), CONTINUATION, {"input_values": samples})
-        case VisionLanguageConfig(vision=WindowedVisionConfig() as vision):
-            grids = [(6, 10), (4, 4)]
-            rows = [int(np.prod(vision.rows(grid))) for grid in grids]
-            patches = sum(down * across for down, across in grids)
-            media: dict[str, Any] = {
-                "pixel_values": random.standard_normal((patches, vision.patch_values)).astype(np.float32),
-                "image_grid_thw": np.asarray([(1, *grid) for grid in grids], np.int64),
-            }
-        case VisionLanguageConfig(vision=vision):
-            rows = [vision.rows] * 2
-            side = vision.image_size
-            media = {"pixel_values": random.standard_normal((2, vision.channels, side, side)).astype(np.float32)}
-        case _:
-            return TokenizedPrompt("words", words, CONTINUATION)
-    pictures = [(*config.image_start, *[config.image_token] * count, *config.image_end) for count in rows]
-    return TokenizedPrompt("pictures", (1, *pictures[0], 80, 7, *pictures[1], 60, 33), CONTINUATION, media)
 
 
 @dataclass(frozen=True)
@@ -66,9 +34,16 @@ class Prepared:
     floor: dict[Place, Any]
 
     def bisect(self) -> Bisection:
-        """The re-authored model as it is now."""
+        """The re-authored model as it is now, in float32."""
         own, chained = self.side.measure(silent)
-        return conclude("reauthored", "original64", ["it"], judge_floats(own, chained, self.floor, FLOAT_LIMITS))
+        return conclude("reauthored", "original64", ["it"], judge_floats(own, chained, self.floor, STAGE_LIMITS))
+
+    def bisect_port(self) -> Bisection:
+        """The exact port of the model as it is now, in units of float64."""
+        side = replace(self.side, ours=replace(self.side.ours, precision="float64"))
+        own, chained = side.measure(silent)
+        rows = judge_floats(own, chained, self.floor, PORT_LIMITS, IN_FLOAT64)
+        return conclude("reauthored64", "original64", ["it"], rows)
 
 
 @pytest.fixture(scope="session")
@@ -88,10 +63,8 @@ def prepared(tmp_path_factory) -> Callable[..., Prepared]:
             floor |= {at._replace(stage="place"): noise for at, noise in floor.items() if at.stage == "embed"}
             made[name] = Prepared(
                 ReauthoredSide(
-                    family=model.family.name,
-                    folder=folder,
-                    cache_lengths=(config.boundary or 64,),  # within the boundary, where there is one
-                    threads=1,
+                    # Within the boundary, where there is one.
+                    ours=Reauthored(model.family.name, folder, (config.boundary or 64,)),
                     inputs=inputs,
                     boundaries=scratch,
                 ),

@@ -7,15 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parity.compare.limits import limits_for
+from parity.compare.budgets import TIERS
+from parity.compare.comparison import Comparison
+from parity.compare.floor import NoiseFloor
+from parity.compare.limits import ROUNDING_LIMITS, limits_for
+from parity.compare.measuring import measure
 from parity.compare.situations import measure_situations, with_situations
-from parity.compare.verdict import Edge, NoiseFloor, Verdict, judge, measure
+from parity.compare.verdict import Edge, Verdict
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.trace import PromptTrace, Trace
+from tests.made_floors import floor_of
 
 VOCABULARY = 50
-#: No floor counts as less.
-LEAST = dict.fromkeys(("prefill", "decode"), 2.0**-24)
 
 
 def asked(situation: str, count: int) -> TokenizedPrompt:
@@ -39,22 +42,38 @@ def trace(noise: float, more: dict[str, float] | None = None, inputs: Inputs = I
 
 
 ORACLE = trace(0.0)
-FLOOR = NoiseFloor.of(ORACLE, trace(1e-6), INPUTS, LEAST)
 
 
-def edge_of(rung: str, candidate: Trace, given: Inputs = INPUTS) -> Edge:
-    expected = ORACLE.of(given)
-    metrics = measure(expected, candidate, FLOOR, given)["logits"]
-    edge = judge("original64", rung, metrics, limits_for(rung))
-    situations = measure_situations(expected, candidate, FLOOR, given)
-    return with_situations(edge, situations, limits_for(rung), INPUTS, given)
+def drawn(noise: float, more: dict[str, float] | None = None) -> NoiseFloor:
+    return floor_of(ORACLE, *(trace(noise * (1.01 + 0.01 * number), more) for number in range(4)))
+
+
+FLOOR = drawn(1e-6)
+
+
+def compared(rung: str, candidate: Trace, given: Inputs = INPUTS) -> Comparison:
+    return Comparison(
+        reference="original64",
+        candidate=rung,
+        question="rounding",
+        expected=ORACLE,
+        trace=candidate,
+        inputs=INPUTS,
+        given=given,
+    )
+
+
+def edge_of(rung: str, candidate: Trace, given: Inputs = INPUTS, floor: NoiseFloor = FLOOR) -> Edge:
+    return compared(rung, candidate, given).judged(lambda _: ROUNDING_LIMITS, floor)[-1]
 
 
 def test_every_situation_has_its_own_floor() -> None:
-    """An original that is worse in one situation is forgiven there, and nowhere else."""
-    floor = NoiseFloor.of(ORACLE, trace(1e-6, {"turns": 1e-4}), INPUTS, LEAST)
-    assert floor.situations["turns"].rel_l2["prefill"] > 30 * floor.situations["window"].rel_l2["prefill"]
-    assert NoiseFloor.of(ORACLE, trace(1e-6), replace(INPUTS, prompts=()), LEAST).situations == {}
+    """A model that amplifies rounding in one situation is forgiven there, and nowhere else."""
+    floor = drawn(1e-6, {"turns": 1e-4})
+    for situation, verdict in (("turns", Verdict.PASS), ("window", Verdict.FAIL)):
+        edge = edge_of("float", trace(1e-6, {situation: 1e-4}), floor=floor)
+        assert edge.verdict is edge.situations[situation]["verdict"] is verdict
+    assert measure_situations(ORACLE, trace(1e-6), replace(INPUTS, prompts=()), FLOOR) == {}
 
 
 def test_a_sound_rung_passes_everywhere() -> None:
@@ -65,14 +84,16 @@ def test_a_sound_rung_passes_everywhere() -> None:
     for name, figures in edge.situations.items():
         assert figures["verdict"] is Verdict.PASS
         assert 1 < figures["floor_ratio"] < 3
+        assert figures["worst_position_ratio"] < 8
         assert figures["positions"] == INPUTS.situations[name].positions
         assert figures["prompts"] == 1
 
 
 def test_one_bad_situation_fails_the_edge_that_names_it() -> None:
-    """Ten positions that are twelve times as far off vanish among three thousand; by themselves they do not."""
-    edge = edge_of("float", trace(1e-6, {"window": 1.1e-5}))
-    assert edge.metrics["floor_ratio"] < edge.limits["floor_ratio"]
+    """Ten positions that are five times as far off vanish among three thousand; by themselves they do not."""
+    edge = edge_of("float", trace(1e-6, {"window": 4e-6}))
+    for metric in ("floor_ratio", "worst_position_ratio"):
+        assert edge.metrics[metric] < edge.limits[metric]
     assert edge.verdict is Verdict.FAIL
     assert edge.cause is not None
     assert "in window: floor_ratio" in edge.cause
@@ -84,13 +105,32 @@ def test_one_bad_situation_fails_the_edge_that_names_it() -> None:
     }
 
 
-def test_quantized_rungs_are_held_over_everything_only() -> None:
-    """Their figures are shown in each situation; the verdict is of all positions together."""
-    edge = edge_of("dynamic_int8", trace(1e-3, {"window": 1.0}))
-    assert edge.situations["window"]["kl_mean"] > 0.1
-    assert {figures["verdict"] for figures in edge.situations.values()} == {None}
-    assert edge.verdict is Verdict.PASS
-    assert edge_of("dynamic_int8", trace(1e-3, {"long": 1.0})).verdict is Verdict.FAIL
+def test_fidelity_is_asked_in_every_situation() -> None:
+    """A file that does not do what it says in one situation does not do what it says; weights are of no situation."""
+    limits = limits_for("fidelity", stored=True)
+    comparison = replace(
+        compared("dynamic_int8", trace(1e-6, {"window": 4e-6})),
+        question="fidelity",
+        rounding={"steps": (0.5, "embed.tokens"), "coarseness": (1.0, "embed.tokens")},
+    )
+    edge = comparison.judged(lambda _: limits, FLOOR)[-1]
+    assert edge.verdict is edge.situations["window"]["verdict"] is Verdict.FAIL
+    assert edge.situations["turns"]["verdict"] is Verdict.PASS
+    assert edge.cause is not None
+    assert "weight" not in edge.cause
+
+
+def test_a_budget_is_held_over_everything_only() -> None:
+    """A situation's few prompts are no sample: nothing is claimed of one, good or bad."""
+
+    def affords(candidate: Trace) -> Edge:
+        comparison = replace(compared("dynamic_int8", candidate), question="quality")
+        return comparison.judged(lambda _: TIERS["good"].limits)[-1]
+
+    one_bad = affords(trace(1e-3, {"window": 0.1}))
+    assert (one_bad.verdict, one_bad.situations) == (Verdict.PASS, {})
+    assert list(one_bad.metrics["outliers"]) == ["window/4"]
+    assert affords(trace(1e-3, dict.fromkeys(INPUTS.situations, 1.0))).verdict is Verdict.FAIL
 
 
 def test_a_situation_that_a_rung_was_not_given_is_no_pass() -> None:
@@ -103,9 +143,9 @@ def test_a_situation_that_a_rung_was_not_given_is_no_pass() -> None:
 
 def test_an_error_stays_one() -> None:
     """What could not be concluded over everything is not concluded from situations that pass."""
-    situations = measure_situations(ORACLE, trace(1e-6), FLOOR, INPUTS)
+    situations = measure_situations(ORACLE, trace(1e-6), INPUTS, FLOOR)
     edge = Edge(reference="original64", candidate="float", verdict=Verdict.ERROR, cause="why")
-    found = with_situations(edge, situations, limits_for("float"), INPUTS, INPUTS)
+    found = with_situations(edge, situations, ROUNDING_LIMITS, INPUTS, INPUTS)
     assert (found.verdict, found.cause) == (Verdict.ERROR, "why")
 
 
@@ -119,6 +159,5 @@ def test_a_second_turn_counts_in_the_perplexity() -> None:
     reference = Trace({name: PromptTrace(prefill, decode)})
     surer = [array.copy() for array in (prefill, decode)]
     surer[0][4, 2] = surer[1][0, 3] = surer[1][1, 4] = surer[0][6, 7] = 50.0
-    floor = NoiseFloor.of(reference, reference, one, LEAST)
-    ratio = measure(reference, Trace({name: PromptTrace(*surer)}), floor, one)["logits"]["perplexity_ratio"]
+    ratio = measure(reference, Trace({name: PromptTrace(*surer)}), one)["logits"].metrics["perplexity_ratio"]
     assert ratio == pytest.approx(1 / VOCABULARY)

@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 
 from parity.compare.copies import Numbers, copied, denouncing
-from parity.compare.limits import UNIT_ROUNDOFF, limits_for
-from parity.compare.verdict import Edge, NoiseFloor, Verdict, judge
-from parity.trace import PHASES, PromptTrace, Trace
-
-LEAST = dict.fromkeys(PHASES, UNIT_ROUNDOFF)
-NOISY = NoiseFloor(dict.fromkeys(PHASES, 5e-7), dict.fromkeys(PHASES, 2e-6))
-EXACT = NoiseFloor(dict.fromkeys(PHASES, UNIT_ROUNDOFF), dict.fromkeys(PHASES, UNIT_ROUNDOFF))
-HALF_EXACT = NoiseFloor({"prefill": UNIT_ROUNDOFF, "decode": 5e-7}, dict.fromkeys(PHASES, 2e-6))
+from parity.compare.limits import ROUNDING_LIMITS
+from parity.compare.measuring import Measured
+from parity.compare.verdict import Edge, Verdict, judge
+from parity.trace import PromptTrace, Trace
 
 
 def trace(dtype: type = np.float64, *, changed: bool = False, order: Sequence[str] = ("p", "q")) -> Trace:
@@ -43,10 +39,9 @@ def test_digest_is_of_where_they_are() -> None:
 
 
 @pytest.mark.parametrize("rung", ["reauthored", "float", "dynamic_int8", "fp16"])
-@pytest.mark.parametrize("floor", [NOISY, HALF_EXACT], ids=["noisy", "half exact"])
-def test_the_references_own_numbers(rung: str, floor: NoiseFloor) -> None:
-    """The oracle rounded to float32 is what no float32 computation gives while the original itself has noise."""
-    cause = copied(Numbers(rung, "same", "file"), "same", [], floor, LEAST)
+def test_the_references_own_numbers(rung: str) -> None:
+    """The oracle rounded to float32 is what no float32 computation gives of a model that rounding touches."""
+    cause = copied(Numbers(rung, "same", "file"), "same", [], noisy=True)
     assert cause is not None
     assert "gave the reference's own numbers" in cause
     assert rung in cause
@@ -55,14 +50,14 @@ def test_the_references_own_numbers(rung: str, floor: NoiseFloor) -> None:
 @pytest.mark.parametrize("rung", ["reauthored", "float", "dynamic_int8"])
 def test_a_model_that_is_exact_may_be_equal_everywhere(rung: str) -> None:
     """Where the original has no noise, everything gives the same numbers."""
-    assert copied(Numbers(rung, "same", "file"), "same", [Numbers("original", "same")], EXACT, LEAST) is None
+    assert copied(Numbers(rung, "same", "file"), "same", [Numbers("original", "same")], noisy=False) is None
 
 
 @pytest.mark.parametrize("other", [Numbers("original", "same"), Numbers("reauthored", "same")])
 @pytest.mark.parametrize("candidate", [Numbers("float", "same", "f"), Numbers("fp16", "same", "q", 16)])
 def test_a_file_never_gives_the_numbers_of_pytorch(candidate: Numbers, other: Numbers) -> None:
     """Another runtime adds in another order."""
-    cause = copied(candidate, "reference", [Numbers("else", "else"), other], NOISY, LEAST)
+    cause = copied(candidate, "reference", [Numbers("else", "else"), other], noisy=True)
     assert cause is not None
     assert f"{candidate.rung} gave the very numbers of {other.rung}" in cause
 
@@ -71,7 +66,7 @@ def test_a_file_never_gives_the_numbers_of_pytorch(candidate: Numbers, other: Nu
 @pytest.mark.parametrize("other", [Numbers("float", "same", "f"), Numbers("other", "same", "o", 8)])
 def test_rounded_weights_never_give_the_same_numbers(bits: int, other: Numbers) -> None:
     """A quantized rung that equals the float one ran the float file, whatever the file is called."""
-    cause = copied(Numbers("quantized", "same", "q", bits), "reference", [other], NOISY, LEAST)
+    cause = copied(Numbers("quantized", "same", "q", bits), "reference", [other], noisy=True)
     assert cause is not None
     assert f"quantized gave the very numbers of {other.rung}" in cause
 
@@ -88,13 +83,16 @@ def test_rounded_weights_never_give_the_same_numbers(bits: int, other: Numbers) 
 )
 def test_what_may_be_equal_is_left_alone(candidate: Numbers, other: Numbers) -> None:
     """The port in PyTorch, weights that fit float16, two recipes that come to one file."""
-    assert copied(candidate, "reference", [other], NOISY, LEAST) is None
+    assert copied(candidate, "reference", [other], noisy=True) is None
 
 
 def test_a_rung_that_copied_is_an_error_however_good_its_figures() -> None:
     """All of its edges; figures and limits stay to be seen, and what was found before gives way."""
     figures = {"floor_ratio": 0.1, "worst_position_ratio": 0.1}
-    edges = [judge("original64", "float", figures | worse, limits_for("float")) for worse in ({}, {"floor_ratio": 99})]
+    edges = [
+        judge("original64", "float", "rounding", Measured(figures | worse), ROUNDING_LIMITS)
+        for worse in ({}, {"floor_ratio": 99})
+    ]
     assert [edge.verdict for edge in edges] == [Verdict.PASS, Verdict.FAIL]
     assert denouncing(edges, None) == edges
     for edge, before in zip(denouncing(edges, "it copied"), edges, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -25,6 +26,11 @@ def steps(ids: tuple[int, ...], margins: tuple[float, ...] = (0, 1, 2, 3, 4), en
     return Steps(best.reshape(-1, BEST), gaps.reshape(-1, BEST), np.asarray([i in ends for i in range(len(ids))], bool))
 
 
+def noise_of(noise: float) -> Callable[[str], float]:
+    """The same for every prompt."""
+    return lambda _: noise
+
+
 def trace(**prompts: Steps) -> Trace:
     return Trace({name: PromptTrace(NOTHING, NOTHING, taken) for name, taken in prompts.items()})
 
@@ -32,7 +38,7 @@ def trace(**prompts: Steps) -> Trace:
 def test_equal_generation() -> None:
     """Everything matches, nothing differs."""
     reference = trace(p=steps((1, 2, 3)), q=steps((4, 5), ends=(1,)))
-    result = compare_generation("float", reference, reference, noise=0.1)
+    result = compare_generation("float", reference, reference, noise_of(0.1))
     assert (result.rung, result.matches, result.ties, result.defects, result.of) == ("float", 5, 0, 0, 5)
     assert result.first_difference is None
 
@@ -52,7 +58,7 @@ def test_equal_generation() -> None:
 def test_difference_is_a_tie_or_a_defect(margin: float, noise: float, kind: str) -> None:
     """A tie is within twice the noise; what is unknown is no excuse."""
     reference = trace(p=steps((1, 2, 3), (0, margin, 9, 9, 9)))
-    result = compare_generation("float", reference, trace(p=steps((1, 3, 3))), noise)
+    result = compare_generation("float", reference, trace(p=steps((1, 3, 3))), noise_of(noise))
     assert result.first_difference is not None
     assert (result.first_difference["at"], result.first_difference["kind"]) == (1, kind)
     assert result.first_difference["prompt"] == "p"
@@ -64,7 +70,7 @@ def test_difference_is_a_tie_or_a_defect(margin: float, noise: float, kind: str)
 def test_a_tie_is_judged_by_the_token_that_was_chosen(chosen: int, margin: float) -> None:
     """That the best two are close excuses none but those two; a token far down is at least as far as the last kept."""
     reference = trace(p=steps((2,), (0, 0.01, 2, 3, 4)))
-    result = compare_generation("float", reference, trace(p=steps((chosen,))), noise=0.1)
+    result = compare_generation("float", reference, trace(p=steps((chosen,))), noise_of(0.1))
     assert result.first_difference is not None
     assert result.first_difference["margin"] == pytest.approx(margin)
     assert result.first_difference["kind"] == ("tie" if margin < 1 else "defect")
@@ -75,13 +81,47 @@ def test_a_tie_is_judged_by_the_token_that_was_chosen(chosen: int, margin: float
 def test_every_step_counts_once(pairs: list[tuple[int, int]], noise: float) -> None:
     """What comes after a difference is compared as if there had been none."""
     reference, candidate = (steps(tuple(pair[side] for pair in pairs)) for side in (0, 1))
-    result = compare_generation("float", trace(p=reference), trace(p=candidate), noise)
+    result = compare_generation("float", trace(p=reference), trace(p=candidate), noise_of(noise))
     assert result.matches == sum(a == b for a, b in pairs)
     # Margins grow by one from each token to the next, up to the last that is kept.
     far = [min((b - a) % VOCABULARY, BEST - 1) for a, b in pairs if a != b]
     assert result.ties == sum(margin <= 2 * noise for margin in far)
     assert result.matches + result.ties + result.defects == result.of == len(pairs)
+    assert result.changed == 0
+    quantized = compare_generation("fp16", trace(p=reference), trace(p=candidate), None)
+    assert (quantized.matches, quantized.changed) == (result.matches, len(far))
+    assert (quantized.ties, quantized.defects) == (0, 0)
     assert (result.first_difference is None) == (result.matches == result.of)
+
+
+def test_every_prompt_has_its_own_noise() -> None:
+    """A prompt that amplifies rounding excuses nothing in another."""
+    close = steps((1, 2), (0, 0.5, 9, 9, 9))
+    reference, candidate = trace(calm=close, wild=close), trace(calm=steps((1, 3)), wild=steps((1, 3)))
+    result = compare_generation("float", reference, candidate, {"calm": 1e-6, "wild": 0.25}.__getitem__)
+    assert (result.matches, result.ties, result.defects) == (2, 1, 1)
+    assert result.first_difference is not None
+    assert (result.first_difference["prompt"], result.first_difference["kind"]) == ("calm", "defect")
+
+
+@pytest.mark.parametrize("margin", [0.0, 1e-9, 0.125, 7.0])
+def test_a_quantized_rung_has_changed_what_it_says(margin: float) -> None:
+    """Never a tie and never a defect: the reference's own margin tells by how much."""
+    reference = trace(p=steps((1, 2), (0, margin, 9, 9, 9)))
+    result = compare_generation("dynamic_int8", reference, trace(p=steps((1, 3))), None)
+    assert (result.matches, result.ties, result.defects, result.changed, result.of) == (1, 0, 0, 1, 2)
+    assert result.first_difference is not None
+    assert (result.first_difference["kind"], result.first_difference["at"]) == ("changed", 1)
+    assert result.first_difference["margin"] == pytest.approx(margin)
+
+
+def test_a_quantized_rung_that_ends_elsewhere_has_a_defect() -> None:
+    """It says the same, and stops where the reference goes on: that is no matter of precision."""
+    expected, got = steps((2, 3)), steps((4, 3), ends=(1,))
+    result = compare_generation("dynamic_int8", trace(p=expected), trace(p=got), None)
+    assert (result.defects, result.changed) == (1, 1)
+    assert result.first_difference is not None
+    assert result.first_difference["kind"] == "defect"
 
 
 @pytest.mark.parametrize("order", [("p", "q"), ("q", "p")])
@@ -90,7 +130,7 @@ def test_a_defect_is_reported_before_a_tie(order: tuple[str, str]) -> None:
     tie, defect = steps((1, 2), (0, 0.01, 9, 9, 9)), steps((3, 4))
     reference = trace(**dict(zip(order, (tie, defect), strict=True)))
     candidate = trace(**dict(zip(order, (steps((1, 3)), steps((3, 8))), strict=True)))
-    result = compare_generation("float", reference, candidate, noise=0.1)
+    result = compare_generation("float", reference, candidate, noise_of(0.1))
     assert result.first_difference is not None
     assert (result.first_difference["kind"], result.first_difference["at"]) == ("defect", 1)
     assert result.first_difference["prompt"] == order[1]
@@ -107,7 +147,7 @@ def test_a_defect_is_reported_before_a_tie(order: tuple[str, str]) -> None:
 def test_ends_are_compared(reference: tuple[int, ...], candidate: tuple[int, ...], said: str) -> None:
     """The same token is no match where only one of the two stops there, however large the noise."""
     expected, got = steps((2, 3), ends=reference), steps((2, 3), ends=candidate)
-    result = compare_generation("float", trace(p=expected), trace(p=got), noise=99.0)
+    result = compare_generation("float", trace(p=expected), trace(p=got), noise_of(99.0))
     assert (result.matches, result.ties, result.defects) == (1, 0, 1)
     assert result.first_difference is not None
     assert (result.first_difference["at"], result.first_difference["cause"]) == (1, said)
@@ -117,7 +157,7 @@ def test_ends_are_compared(reference: tuple[int, ...], candidate: tuple[int, ...
 def test_generation_of_another_length_is_refused(ids: tuple[int, ...]) -> None:
     """Too few tokens or too many are never counted as agreement."""
     with pytest.raises(ValueError, match="of the 3 tokens of prompt p"):
-        compare_generation("float", trace(p=steps((1, 2, 3))), trace(p=steps(ids)), noise=0.1)
+        compare_generation("float", trace(p=steps((1, 2, 3))), trace(p=steps(ids)), noise_of(0.1))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +171,8 @@ def test_generation_of_another_length_is_refused(ids: tuple[int, ...]) -> None:
 )
 def test_a_defect_fails_float_rungs_only(rung: str, chosen: int, verdict: Verdict) -> None:
     """Not a tie, and not a rung that was made to lose precision."""
-    result = compare_generation(rung, trace(p=steps((2,), (0, 0.01, 9, 9, 9))), trace(p=steps((chosen,))), noise=0.1)
+    noise = None if rung == "dynamic_int8" else noise_of(0.1)
+    result = compare_generation(rung, trace(p=steps((2,), (0, 0.01, 9, 9, 9))), trace(p=steps((chosen,))), noise)
     edge = with_generation(Edge(reference="original64", candidate=rung, verdict=Verdict.PASS), result)
     assert edge.verdict is verdict
     assert edge.cause == (

@@ -75,6 +75,15 @@ def test_of_a_long_prompt_the_worst_of_neighbours_is_drawn() -> None:
     assert first <= 4321 <= last
 
 
+def test_what_is_far_below_the_noise_does_not_stretch_the_axis() -> None:
+    """A position that happens to be exact is one at the bottom."""
+    chart = ByPosition.of({"float": [1.0, 1e-9, 0.0, 0.5]}, [], limit=8.0, bottom=0.01)
+    assert chart is not None
+    assert chart.labels == ["10", "1", "0.1", "0.01"]
+    assert list(chart.lines[0].heights)[1:3] == [0.0, 0.0]
+    assert chart.words[1] == "position 1: float 1.0e-9"
+
+
 @given(st.dictionaries(st.text(max_size=3), st.lists(ANY_VALUE, max_size=300), max_size=10), ANY_VALUE)
 @settings(deadline=None)
 def test_whatever_is_drawn_is_inside(values: dict[str, list[object]], limit: object) -> None:

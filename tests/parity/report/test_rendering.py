@@ -478,7 +478,7 @@ def test_what_is_over_budget_reads_as_that() -> None:
     for output in everything([trained_report()]):
         read = " ".join((Page(output).text if output.startswith("<!DOCTYPE") else output).split())
         assert "over budget lossless" in read
-        assert "the recipe itself loses 0.0383 of 0.04; the file does what it says" in read
+        assert "the recipe itself loses 0.0383 of 0.0400; the file does what it says" in read
         assert "held to what" not in read
     said = "dynamic_int8: the typical prompt loses KL 0.0400, at most 0.0490 (93.8% sure); lossless allows ≤ 0.001, "
     text = " ".join(printed(render, trained_report(), 120).split())
@@ -515,7 +515,7 @@ def test_a_broken_port_and_a_rung_that_did_not_run() -> None:
     assert rows["original"][0] == "PASS"
     assert rows["dynamic_int8"][0] == "ERROR"
     flat = " ".join(text.split())
-    assert "at position 15 of repeated (decode), limit 64.0; first diverging stage: block_3" in flat
+    assert "at position 15 of repeated (decode), limit ≤ 64; first diverging stage: block_3" in flat
     assert "dynamic_int8: the process was killed" in flat
     assert "float: 55/56 tokens, 1 defect, the first at token 2 of code" in flat
     assert "\x1b[31m55/56 tokens, 1 defect" in printed(render, broken_port(), 120, colour=True)

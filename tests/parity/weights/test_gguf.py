@@ -190,10 +190,23 @@ def test_rule_that_transformers_does_not_know_is_said(tmp_path: Path) -> None:
     """Text that may be split otherwise than by the published tokenizer is not passed over."""
     said: list[str] = []
     made = decoder()
-    made.pre = "smollm"
+    made.pre = "tekken-of-tomorrow"
     resolve(LLAMA, str(made.write(tmp_path / "small.gguf")), say=said.append)
     assert said[0] == f"small.gguf is dequantized to float32 ({len(made.tensors)} F32)"
-    assert "'smollm'" in said[1]
+    assert "'tekken-of-tomorrow'" in said[1]
+
+
+def test_smollm_splits_numbers_into_digits(tmp_path: Path) -> None:
+    """As the published tokenizer does; transformers takes its rule for GPT-2's, which keeps digits together."""
+    from transformers import AutoTokenizer
+
+    said: list[str] = []
+    made = decoder()
+    made.pre = "smollm"
+    folder = resolve(LLAMA, str(made.write(tmp_path / "small.gguf")), say=said.append).folder
+    assert len(said) == 1
+    splits = AutoTokenizer.from_pretrained(folder).backend_tokenizer.pre_tokenizer
+    assert [part for part, _ in splits.pre_tokenize_str("the 1234")] == ["the", "Ġ", "1", "2", "3", "4"]
 
 
 def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
