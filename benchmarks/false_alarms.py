@@ -33,8 +33,8 @@ from models.errors import ModelError
 from parity import environment, isolated
 from parity.convert.float_file import Export
 from parity.errors import ParityError
-from parity.files import scratch_folder
-from parity.inputs import Inputs
+from parity.files import scratch_folder, sha256_of
+from parity.inputs import Inputs, tokenizer_files
 from parity.weights import resolve
 
 MODEL, WEIGHTS, RECIPE = "smollm2-135m", "sample", "dynamic_int8"
@@ -63,6 +63,7 @@ class Alarms:
             "model": MODEL,
             "seed": SEED,
             **described(weights),
+            "tokenizer": sha256_of(tokenizer_files(weights.folder)),
             "export": [EXPORT.prefill_lengths, EXPORT.cache_length],
             "kinds": KINDS,
             "environment": environment.describe(),
