@@ -34,7 +34,7 @@ from models.authoring.hf_config import HFConfig
 from parity import environment
 from parity.compare.limits import STORED_LIMITS
 from parity.convert.rounding import Grouping
-from parity.convert.stored import contents, read_file, rounding_of, storage_of, weights_of
+from parity.convert.stored import contents, rounding_of, storage_of, weights_in, weights_of
 from parity.files import scratch_folder
 from parity.inputs import read_prompts, tokenize
 from parity.ladder import fit
@@ -320,7 +320,7 @@ class Power:
         edited = self._edited(quantized.path, "stored")
         with edited.injected(place, self.layer, error):
             name = {"head.projection": "embed.tokens"}.get(place.module, place.module).format(self.layer)
-            pairs = zip(names, weights_of(read_file(edited.path)), weights_of(read_file(self.bench.float_file.path)))  # noqa: B905
+            pairs = zip(names, weights_in(edited.path), weights_in(self.bench.float_file.path))  # noqa: B905
             weight, exact = next((w, e) for each, w, e in pairs if each == name)
             found = rounding_of(weight, exact, storage_of(weight, name), Grouping(0))
         figures = found.metrics if found else {}

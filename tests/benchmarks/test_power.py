@@ -110,7 +110,7 @@ LINES = [
 
 def test_the_page_says_the_smallest_that_is_caught() -> None:
     text = power_page.page(HEADER, LINES)
-    assert "| head | 1e-13 | 1e-4 | — | nothing | — | — |" in text
+    assert "| head | 1e-13 | 1e-4 | — | > 1e-1 | — | — |" in text
     assert "| 0.500 / 1.25 |" in text
     assert "| a-model | 135M | 576 | 0.250 / 0.500 | 0.750 / 1.50 | 4 | PASS | 61 |" in text
 
