@@ -65,8 +65,8 @@ def _head(header: Mapping[str, Any], lines: Sequence[Line]) -> Iterator[str]:
     yield ""
     yield "Written by `python benchmarks/false_alarms.py`, which goes on where it was ended (`--page` writes the page"
     yield "again from what is in `benchmarks/results/false_alarms.jsonl`, `--number N` runs one prompt again). A prompt"
-    yield f"took {seconds:.0f} s by the clock (median; two processes on two cores, beside much other work), about 5 s"
-    yield "of a processor: all of them are an hour and a half of one."
+    yield f"took {seconds:.0f} s by the clock (median; two processes on two cores, beside much other work), about 3 s"
+    yield "of a processor: all of them are an hour of one."
     yield ""
     yield ABOUT
     yield TEXTS

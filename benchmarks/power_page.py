@@ -40,7 +40,7 @@ ABOUT = """\
 How small a mistake does `parity check` catch? One place of smollm2-135m is made wrong by a relative error, everything
 else is left as it is, the seven prompts of `short` are run and judged with as many draws of the noise floor as the
 verdict takes, and the change is undone. The tables have the smallest power of ten that is a FAIL while a tenth of it
-passes.
+passes; a dash where there is nothing to change, or where it was not run.
 """
 INJECTED = """\
 - Every number of the place is multiplied by 1 + e or by 1 - e, with a sign drawn for each; the score scale by 1 + e.
@@ -77,7 +77,10 @@ def write(header: Mapping[str, Any], lines: Sequence[Line]) -> None:
 
 
 def smallest(lines: Sequence[Line], weights: str, question: str, place: str) -> Line | None:
-    """What was found of the smallest error that is caught, above every one that passes; ``None`` if none is."""
+    """What was found of the smallest error that is caught, while a tenth of it passes.
+
+    ``None`` if none is, or the search for it has not come to its end.
+    """
     found = [
         line
         for line in lines
@@ -85,7 +88,8 @@ def smallest(lines: Sequence[Line], weights: str, question: str, place: str) -> 
     ]
     passed = max((line["exponent"] for line in found if line["verdict"] == "PASS"), default=LEAST - 1)
     caught = [line for line in found if line["verdict"] != "PASS" and line["exponent"] > passed]
-    return min(caught, key=lambda line: int(line["exponent"]), default=None)
+    least = min(caught, key=lambda line: int(line["exponent"]), default=None)
+    return least if least and least["exponent"] == max(passed + 1, LEAST) else None
 
 
 def page(header: Mapping[str, Any], lines: Sequence[Line]) -> str:
@@ -154,10 +158,9 @@ def _cell(lines: Sequence[Line], kind: str, question: str, place: str) -> str:
         for line in lines
         if (line.get("weights"), line.get("question"), line.get("place")) == (kind, question, place)
     ]
-    if not tried:
-        return DASH
-    found = smallest(lines, kind, question, place)
-    return f"1e{found['exponent']}" if found else f"> 1e{MOST}"
+    if found := smallest(lines, kind, question, place):
+        return f"1e{found['exponent']}"
+    return f"> 1e{MOST}" if any((line["exponent"], line["verdict"]) == (MOST, "PASS") for line in tried) else DASH
 
 
 def _width(lines: Sequence[Line]) -> Iterator[str]:
