@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from models.authoring.config import ModelConfig
-
 from parity.compare.floor import FIRST_DRAWS, NoiseFloor, PromptNoise
 from parity.compare.limits import UNIT_ROUNDOFF
 from parity.compare.roundings import least_floors

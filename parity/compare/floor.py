@@ -166,6 +166,7 @@ class Conditioning:
         return self.times >= ILL_CONDITIONED
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # of what overflows nothing is known
 def conditioning(floor: NoiseFloor, errors: Mapping[str, Mapping[str, Distances]]) -> dict[str, Conditioning]:
     """Of every prompt; ``errors`` of any rung, by phase and prompt, tell the size of the reference."""
     found: dict[str, list[Array]] = {}

@@ -38,6 +38,7 @@ class Measured:
     prompts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is no number then is judged as none
 def compare_prompts(reference: Trace, candidate: Trace) -> dict[str, dict[str, PositionErrors]]:
     """Position errors by phase and by prompt; the encoder's are of prompts that give it anything to do."""
     found: dict[str, dict[str, PositionErrors]] = {

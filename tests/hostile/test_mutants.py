@@ -28,8 +28,10 @@ from models.authoring.config import ModelConfig
 from models.authoring.hf_config import HFConfig
 from models.errors import ModelError
 from parity import isolated
-from parity.compare.limits import FLOAT_LIMITS, UNIT_ROUNDOFF
-from parity.compare.verdict import NoiseFloor, judge, measure
+from parity.compare.floor import NoiseFloor
+from parity.compare.limits import ROUNDING_LIMITS
+from parity.compare.measuring import measure
+from parity.compare.verdict import judge
 from parity.convert.float_file import Export, convert
 from parity.convert.quantize import quantize
 from parity.convert.recipes import get_recipe
@@ -42,8 +44,8 @@ from parity.runners.base import Recorded, Runner, record
 from parity.runners.litert import LiteRT
 from parity.runners.original import Original
 from parity.runners.reauthored import Reauthored
-from parity.trace import PHASES, Trace
 from parity.weights import Weights, resolve
+from tests.made_floors import drawn_floor
 
 MODEL = registry.get("smollm-135m")
 CACHE = 64
@@ -85,11 +87,10 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
     quantize(made.path, made.names, get_recipe("dynamic_int8"), folder / "quantized.tflite")
     goldens = GoldenStore(folder / "golden")
     record_golden(Request(model=MODEL), goldens, quiet, overwrite=False)
-    oracle, original = (
-        record(Original(weights.folder, precision), inputs, folder, generate=2) for precision in ("float64", "float32")
-    )
+    oracle = record(Original(weights.folder, "float64"), inputs, folder, generate=2)
     files = {name: folder / f"{name}.tflite" for name in ("float", "quantized")}
-    floor = NoiseFloor.measure(oracle.trace, original.trace, dict.fromkeys(PHASES, UNIT_ROUNDOFF))
+    noisy = Reauthored("llama", weights.folder, (CACHE,), name="noise floor", at_once=True, noisy=True)
+    floor = drawn_floor(noisy, config, inputs, oracle.trace)
     return Sound(weights, config, inputs, whole, files, goldens, oracle, floor)
 
 
@@ -173,8 +174,8 @@ def judged(sound: Sound, runner: Runner, place: Path, *, crashes: bool) -> str:
         if "was killed by" in str(error) and not crashes:
             return f"unexpected: {error}"
         raise
-    figures = measure(sound.oracle.trace, recorded.trace, sound.floor, sound.inputs)["logits"]
-    return f"judged, {judge('original64', 'float', figures, FLOAT_LIMITS).verdict}"
+    figures = measure(sound.oracle.trace, recorded.trace, sound.inputs, floor=sound.floor)["logits"]
+    return f"judged, {judge('original64', 'float', 'rounding', figures, ROUNDING_LIMITS).verdict}"
 
 
 def damaged_checkpoint(sound: Sound, kind: str, place: Path, draw: random.Random) -> Path:
@@ -281,7 +282,7 @@ def test_a_recording_of_a_sibling_is_stale(tmp_path: Path, sound: Sound, renamed
 
 def test_a_recording_with_another_shape_is_refused(sound: Sound) -> None:
     """Hashes that fit do not make logits of another model's vocabulary comparable."""
-    trace = sound.goldens.replay(MODEL.name, sound.weights, sound.whole).trace
-    cut = Trace({name: replace(prompt, prefill=prompt.prefill[:, :-1]) for name, prompt in trace.prompts.items()})
-    with pytest.raises(RungError, match=r"the recording.*logits of shape"):
-        cut.check(sound.whole, sound.config.vocab_size, "the recording")
+    found = sound.goldens.replay(MODEL.name, sound.weights, sound.whole)
+    found.check(sound.whole, sound.config.vocab_size)
+    with pytest.raises(GoldenError, match=r"smollm-135m/tiny/short, prompt .* logits, not .*; record it again"):
+        found.check(sound.whole, sound.config.vocab_size - 1)

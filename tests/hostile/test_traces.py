@@ -17,20 +17,23 @@ from rich.console import Console
 from models import registry
 from parity import isolated, ladder, pipeline
 from parity.artifacts.making import Artifacts, Made, Making
-from parity.compare import verdict
-from parity.compare.limits import RECIPE_LIMITS
-from parity.compare.verdict import Verdict
+from parity.bisect.locate import Locator
+from parity.compare.budgets import TIERS
+from parity.compare.floor import NoiseFloor
+from parity.compare.limits import EXACT
+from parity.compare.verdict import Edge, Verdict
 from parity.convert.float_file import FloatFile
 from parity.convert.quantize import WeightPrecision
 from parity.convert.recipes import Recipe
 from parity.convert.rounding import Rounding
+from parity.errors import RungError
 from parity.inputs import Inputs
 from parity.pipeline import Request, check
 from parity.progress import Reporter
-from parity.report import figures
 from parity.report.recheck import contradictions
 from parity.report.record import Report
 from parity.runners.base import Recorded, Runner, record
+from parity.runners.reauthored import Reauthored
 from parity.trace import PHASES, PromptTrace, Steps, Trace
 
 Lie = Callable[[Mapping[str, Trace], Trace], Trace]
@@ -40,10 +43,11 @@ MODEL = registry.get("smollm-135m")
 
 @dataclass(frozen=True)
 class Honest:
-    """What every default rung really gives, by rung, on which inputs."""
+    """What every default rung really gives, by rung, on which inputs; and the noise floors, by what was drawn."""
 
     inputs: Inputs
     recorded: Mapping[str, Recorded]
+    floors: Mapping[str, NoiseFloor]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,12 @@ def honest() -> Honest:
     """One run of the whole ladder."""
     inputs: list[Inputs] = []
     given: dict[str, Recorded] = {}
+    floors: dict[str, NoiseFloor] = {}
+    draw = ladder.Ladder.drawn
+
+    def drawn(self: ladder.Ladder, known: NoiseFloor | None, rounds: int, runner: Reauthored, *rest: Any) -> NoiseFloor:
+        floors[runner.name] = draw(self, known, rounds, runner, *rest)
+        return floors[runner.name]
 
     def remember(runner: Runner, asked: Inputs, *arguments: Any, **options: Any) -> Recorded:
         inputs.append(asked)
@@ -59,11 +69,12 @@ def honest() -> Honest:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladder, "record", remember)
+        patch.setattr(ladder.Ladder, "drawn", drawn)
         assert check(Request(model=MODEL), QUIET).verdict is Verdict.PASS
-    return Honest(inputs[0], given)
+    return Honest(inputs[0], given, floors)
 
 
-INT8 = WeightPrecision("head", "int8 channelwise", rounding=Rounding(0.5, 1.0))
+INT8 = WeightPrecision("head", "int8 channelwise", dynamic=True, rounding=Rounding(0.5, 1.0))
 
 
 def checked(
@@ -77,11 +88,20 @@ def checked(
     traces = {name: recorded.trace for name, recorded in honest.recorded.items()}
 
     def answer(runner: Runner, _inputs: Inputs, _folder: Path, *, generate: int, **_: Any) -> Recorded:
-        # The recipe by itself is what the honest file gives, whatever the file of this run hands in.
-        recorded = honest.recorded[runner.name.removesuffix(" in PyTorch")]
+        recorded = honest.recorded[runner.name]
         lie = lies.get(runner.name)
         recorded = replace(recorded, trace=lie(traces, recorded.trace)) if lie else recorded
         return recorded if generate else replace(recorded, trace=silent(recorded.trace))
+
+    def drawn(_: Any, known: NoiseFloor | None, rounds: int, runner: Reauthored, *__: Any) -> NoiseFloor:
+        # Draws that nobody needed were not made: the same ones again.
+        floor = known or honest.floors.get(runner.name) or honest.floors[runner.name.replace("dithered", "noise")]
+        while floor.draws < 4 * 2**rounds:
+            floor = floor + floor
+        return floor
+
+    def unlocated(*_: Any) -> Any:
+        raise RungError("nothing is run here")
 
     def converted(_: Artifacts, *arguments: Any) -> Making[FloatFile]:
         *_, export, path = arguments
@@ -94,6 +114,8 @@ def checked(
 
     monkeypatch.setattr(pipeline, "_read", lambda *_: honest.inputs)
     monkeypatch.setattr(ladder, "record", answer)
+    monkeypatch.setattr(ladder.Ladder, "drawn", drawn)
+    monkeypatch.setattr(Locator, "_bisect", unlocated)
     monkeypatch.setattr(Artifacts, "float_file", converted)
     monkeypatch.setattr(Artifacts, "quantized_file", quantized)
     return check(Request(model=MODEL, **request), QUIET)
@@ -226,6 +248,34 @@ def test_a_rung_that_lies_never_passes(monkeypatch: pytest.MonkeyPatch, honest: 
     assert report.to_json()["verdict"] == verdict
 
 
+#: What the exact port does not do, and what is no lie of it: it is PyTorch in float64, as the oracle is.
+NOT_OF_THE_PORT = ("no free tokens", "too few free tokens", "the reference's own in float64")
+
+
+@pytest.mark.parametrize("name", sorted(set(LIES) - set(NOT_OF_THE_PORT)))
+def test_an_exact_port_that_lies_never_passes(monkeypatch: pytest.MonkeyPatch, honest: Honest, name: str) -> None:
+    """Nor does anything that rests on it: what it gives is what noise and files are measured around."""
+    lie, verdict, words = LIES[name]
+    verdict = "FAIL" if name == "the reference's own" else verdict  # in float32, which is no float64
+    report = checked(monkeypatch, honest, {EXACT: lie}, rungs=(EXACT, "float"))
+    edge = next(edge for edge in report.edges if edge.candidate == EXACT)
+    assert edge.verdict == verdict, edge.cause
+    assert report.verdict in (Verdict.FAIL, Verdict.ERROR)
+    assert verdict == "FAIL" or words in str(edge.cause)
+    assert "harness" not in str(edge.cause)
+    report.to_json()
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-11, 1e-9, 1e-6])
+def test_a_port_is_held_to_float64(monkeypatch: pytest.MonkeyPatch, honest: Honest, size: float) -> None:
+    """One part in a trillion on every logit is a mistake of the port; float rungs do not see it below their floor."""
+    lie = everywhere(lambda logits: logits * (1 + size))
+    report = checked(monkeypatch, honest, {EXACT: lie}, rungs=(EXACT, "reauthored", "float"))
+    verdicts = {edge.candidate: edge.verdict for edge in report.edges}
+    assert verdicts.pop(EXACT) is Verdict.FAIL
+    assert set(verdicts.values()) == {Verdict.PASS}
+
+
 @pytest.mark.parametrize(
     ("lies", "caught"),
     [
@@ -247,7 +297,7 @@ def test_a_file_that_copies_is_an_error(
 ) -> None:
     """However good its figures are; the rungs that computed pass."""
     report = checked(monkeypatch, honest, lies)
-    assert {edge.candidate for edge in report.edges} == {"original", "reauthored", "float", "dynamic_int8"}
+    assert {edge.candidate for edge in report.edges} == {"original", EXACT, "reauthored", "float", "dynamic_int8"}
     for edge in report.edges:
         assert (edge.verdict is Verdict.ERROR) == (edge.candidate in caught), edge
         assert caught.get(edge.candidate, "None") in str(edge.cause)
@@ -269,10 +319,8 @@ def test_an_original_that_lies_ends_the_run(
     assert words in str(edge.cause)
 
 
-def test_an_original_in_double_precision_leaves_the_least_floor(
-    monkeypatch: pytest.MonkeyPatch, honest: Honest
-) -> None:
-    """An original that ran in float64 too has no noise: the least there is counts, and a rung off by it fails."""
+def test_an_original_in_double_precision_changes_nothing(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:
+    """An original that ran in float64 too has no noise: the floor is drawn from our model, and a rung off it fails."""
     exact = {"original": of("original64", np.float64)}
     assert checked(monkeypatch, honest, exact, rungs=("reauthored",)).verdict is Verdict.PASS
     off = {**exact, "reauthored": everywhere(lambda logits: logits * np.float32(1 + 1e-5))}
@@ -287,9 +335,9 @@ def test_a_rung_asked_for_twice_is_run_once(
 ) -> None:
     """One edge a rung, however often it is named."""
     report = checked(monkeypatch, honest, {}, **request_)
-    names = [edge.candidate for edge in report.edges]
+    names = [(edge.candidate, edge.question) for edge in report.edges]
     assert len(names) == len(set(names))
-    assert {"float"} <= set(names)
+    assert ("float", "rounding") in names
     assert report.verdict is Verdict.PASS
 
 
@@ -302,92 +350,82 @@ def rounding(size: float, seed: int) -> Lie:
 IN_PYTORCH = "dynamic_int8 in PyTorch"
 
 
-def test_what_a_recipe_loses_by_itself_is_allowed(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:
-    """A file outside the table's limits that loses as much as the same rounding in PyTorch; the report says so."""
-    lies = {"dynamic_int8": rounding(0.35, 1), IN_PYTORCH: rounding(0.35, 2)}
-    report = checked(monkeypatch, honest, lies)
-    edge = report.edges[-1]
-    assert (edge.verdict, edge.cause) == (Verdict.PASS, None), edge.cause
-    assert edge.metrics["kl_mean"] > next(each.most for each in RECIPE_LIMITS["dynamic_int8"])
-    assert edge.limits["kl_mean"] == pytest.approx(1.5 * edge.own_loss["kl_mean"], rel=0.01)
-    assert (
-        "dynamic_int8 is held to what its recipe loses in PyTorch: KL mean" in dict(figures.remarks(report))["own loss"]
-    )
-    reason = next(at.reason for at in figures.limits_shown([report]) if at.metric == "kl_mean")
-    assert "a file may lose 1.5 times as much" in reason
+def asked_of_int8(report: Report) -> tuple[Edge, Edge]:
+    """Whether the file does what it says, and whether the model can afford that."""
+    fidelity, quality = (edge for edge in report.edges if edge.candidate == "dynamic_int8")
+    assert (fidelity.question, quality.question) == ("fidelity", "quality")
+    assert (fidelity.reference, quality.reference) == (IN_PYTORCH, "original64")
     assert not list(contradictions(Report.from_json(report.to_json())))
+    return fidelity, quality
 
 
-@pytest.mark.parametrize(
-    ("own", "words"),
-    [
-        (rounding(0.1, 2), "kl_mean"),
-        (everywhere(lambda logits: logits), "kl_mean"),
-        (everywhere(lambda logits: logits * np.nan), "could not be found out: dynamic_int8 in PyTorch"),
-    ],
-    ids=["loses less", "loses nothing", "gives no numbers"],
-)
-def test_a_file_that_loses_more_than_its_recipe_fails(
-    monkeypatch: pytest.MonkeyPatch, honest: Honest, own: Lie, words: str
-) -> None:
-    report = checked(monkeypatch, honest, {"dynamic_int8": rounding(0.35, 1), IN_PYTORCH: own})
-    edge = report.edges[-1]
-    assert (edge.candidate, edge.verdict) == ("dynamic_int8", Verdict.FAIL)
-    assert words in str(edge.cause)
+def test_what_a_recipe_costs_is_over_budget_and_no_mistake(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:
+    """A faithful file of a recipe that ruins the model: both are said, and whose loss it is."""
+    lies = {"dynamic_int8": rounding(2.0, 1), IN_PYTORCH: rounding(2.0, 1)}
+    fidelity, quality = asked_of_int8(checked(monkeypatch, honest, lies))
+    assert (fidelity.verdict, fidelity.cause) == (Verdict.PASS, None)
+    assert (quality.verdict, quality.budget) == (Verdict.FAIL, "good")
+    assert str(quality.cause).startswith("over budget good: kl_typical")
+    assert str(quality.cause).endswith("; the file does what it says")
+    assert quality.own_loss["kl_typical"] == pytest.approx(quality.metrics["kl_typical"], rel=0.2)
+    assert quality.first_divergent_stage is None
 
 
-def test_a_recipe_that_ruins_the_model_fails_however_faithful_its_file(
-    monkeypatch: pytest.MonkeyPatch, honest: Honest
-) -> None:
-    """Nobody may lose more than the next coarser recipe."""
-    lies = {"dynamic_int8": rounding(2.0, 1), IN_PYTORCH: rounding(2.0, 2)}
-    edge = checked(monkeypatch, honest, lies).edges[-1]
-    assert edge.verdict is Verdict.FAIL
-    coarser = {limit.metric: limit.bound for limit in RECIPE_LIMITS["dynamic_int4_block32"]}
-    assert {name: edge.limits[name] for name in coarser} == coarser
-
-
-@pytest.mark.parametrize(
-    ("lies", "stored"),
-    [
-        ({}, INT8),
-        ({"float": everywhere(np.negative), "dynamic_int8": rounding(0.35, 1)}, INT8),
-        ({"dynamic_int8": rounding(0.35, 1)}, replace(INT8, precision="int4 block 32", asked="int8")),
-        ({"dynamic_int8": rounding(0.35, 1)}, replace(INT8, rounding=None)),
-    ],
-    ids=["a sound file", "a float file that is off", "a weight with too few bits", "a weight moved on purpose"],
-)
-def test_a_recipe_is_not_asked_where_it_cannot_be_the_reason(
-    monkeypatch: pytest.MonkeyPatch, honest: Honest, lies: Mapping[str, Lie], stored: WeightPrecision
-) -> None:
-    def asked(*_: Any) -> Recorded:
-        raise AssertionError("the recipe was run")
-
-    monkeypatch.setattr(ladder.Ladder, "rounded", asked)
-    report = checked(monkeypatch, honest, lies, stored)
-    assert report.edges[-1].verdict is (Verdict.FAIL if lies else Verdict.PASS)
-    assert not report.edges[-1].own_loss
-
-
-def test_a_recipe_is_no_reason_where_nobody_has_seen_that_the_port_is_sound(
-    monkeypatch: pytest.MonkeyPatch, honest: Honest
-) -> None:
-    """The recipe is run with the port: what a wrong one loses, it would lose there, too."""
+def test_a_loss_of_the_right_size_is_no_fidelity(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:
+    """A file that loses just what its recipe does, at other places, does not do what it says, whatever it may cost."""
     lies = {"dynamic_int8": rounding(0.35, 1), IN_PYTORCH: rounding(0.35, 2)}
-    alone = checked(monkeypatch, honest, lies, rungs=("dynamic_int8",)).edges[-1]
-    assert (alone.candidate, alone.verdict, alone.own_loss) == ("dynamic_int8", Verdict.FAIL, {})
-    assert "with --rung reauthored as well" in str(alone.cause)
-    beside = checked(monkeypatch, honest, lies, rungs=("reauthored", "dynamic_int8")).edges[-1]
-    assert (beside.candidate, beside.verdict) == ("dynamic_int8", Verdict.PASS)
+    fidelity, quality = asked_of_int8(checked(monkeypatch, honest, lies, budget=TIERS["compact"]))
+    assert fidelity.verdict is Verdict.FAIL
+    assert quality.verdict is Verdict.PASS
+    assert quality.metrics["kl_typical"] == pytest.approx(quality.own_loss["kl_typical"], rel=0.5)
 
 
-def test_prompts_that_are_too_few_stay_too_few(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:
-    """A recipe excuses what a file loses, not that nobody can say what it loses."""
-    lies = {"dynamic_int8": rounding(0.35, 1), IN_PYTORCH: rounding(0.35, 2)}
-    monkeypatch.setattr(verdict, "_too_few_prompts", lambda *_: "too few")
-    monkeypatch.setattr(verdict, "_beyond_doubt", lambda *_: False)
-    edge = checked(monkeypatch, honest, lies).edges[-1]
-    assert (edge.candidate, edge.verdict, edge.cause, edge.own_loss) == ("dynamic_int8", Verdict.ERROR, "too few", {})
+@pytest.mark.parametrize("own", [rounding(1.0, 2), everywhere(lambda logits: logits)], ids=["something", "nothing"])
+def test_a_file_that_loses_more_than_its_recipe(monkeypatch: pytest.MonkeyPatch, honest: Honest, own: Lie) -> None:
+    """It is over budget for what the file does, and that is what the cause says."""
+    fidelity, quality = asked_of_int8(checked(monkeypatch, honest, {"dynamic_int8": rounding(2.0, 1), IN_PYTORCH: own}))
+    assert fidelity.verdict is quality.verdict is Verdict.FAIL
+    assert str(quality.cause).endswith("; the file does not do what it says, see its fidelity")
+
+
+@pytest.mark.parametrize("name", ["one NaN", "last position gone", "no prompts", "one constant row"])
+def test_pytorch_that_gives_no_numbers_is_an_error(monkeypatch: pytest.MonkeyPatch, honest: Honest, name: str) -> None:
+    """Fidelity cannot be concluded then, and is never green; what the recipe costs is judged as ever."""
+    lie, _, words = LIES[name]
+    report = checked(monkeypatch, honest, {IN_PYTORCH: lie})
+    fidelity, quality = asked_of_int8(report)
+    assert fidelity.verdict is report.verdict is Verdict.ERROR
+    assert str(fidelity.cause).startswith("fidelity could not be judged: dynamic_int8 in PyTorch")
+    assert words in str(fidelity.cause)
+    assert (quality.verdict, quality.own_loss) == (Verdict.PASS, {})
+
+
+@pytest.mark.parametrize("rounded", [Rounding(0.9, 1.0), Rounding(0.5, 2.0)], ids=["another code", "a step too large"])
+def test_a_weight_that_is_stored_wrongly_is_no_fidelity(
+    monkeypatch: pytest.MonkeyPatch, honest: Honest, rounded: Rounding
+) -> None:
+    """However little comes of it: the numbers that are stored are not those that the recipe asks for."""
+    report = checked(monkeypatch, honest, {}, replace(INT8, rounding=rounded))
+    fidelity, quality = asked_of_int8(report)
+    assert (fidelity.verdict, quality.verdict) == (Verdict.FAIL, Verdict.PASS)
+    assert "furthest off is head" in str(fidelity.cause)
+
+
+def test_a_recipe_alone_is_asked_both_questions(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:
+    """The exact port is run for it, whatever else was asked for."""
+    fidelity, quality = asked_of_int8(checked(monkeypatch, honest, {}, rungs=("dynamic_int8",)))
+    assert fidelity.verdict is quality.verdict is Verdict.PASS
+    lies = {"dynamic_int8": rounding(0.35, 1)}
+    fidelity, quality = asked_of_int8(checked(monkeypatch, honest, lies, rungs=("dynamic_int8",)))
+    assert fidelity.verdict is Verdict.FAIL
+
+
+def test_the_budget_that_was_asked_for_decides(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:
+    """A tier that is too narrow for eight bits fails a sound file, and says that the file does what it says."""
+    report = checked(monkeypatch, honest, {}, budget=TIERS["lossless"])
+    fidelity, quality = asked_of_int8(report)
+    assert (fidelity.verdict, quality.verdict, report.verdict) == (Verdict.PASS, Verdict.FAIL, Verdict.FAIL)
+    assert "over budget lossless" in str(quality.cause)
 
 
 def test_a_rung_that_is_skipped_is_an_error(monkeypatch: pytest.MonkeyPatch, honest: Honest) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's budget comes from: the command line before the project's file before the tiers; nonsense is wrong use."""
+"""Where a budget comes from: the command line before the project's file before the tiers; nonsense is wrong use."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from parity.runners.reauthored import Reauthored
 from parity.weights import resolve
 from tests.prompt_kinds import prompt
 
+
 def silent(_done: int, _total: int) -> None:
     """Nobody watches the progress."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,14 +12,18 @@ import pytest
 from parity.bisect.bisector import Found
 from parity.bisect.locate import Locator
 from parity.compare.bisect import Bisection, StageErrors
-from parity.compare.verdict import Edge, Verdict, furthest_off
+from parity.compare.floor import Conditioning
+from parity.compare.limits import Question
+from parity.compare.measuring import measure
+from parity.compare.verdict import Edge, Verdict
 from parity.errors import RungError
 from parity.inputs import Inputs, TokenizedPrompt
 from parity.ladder import Rung
 from parity.runners.base import Recorded
 from parity.trace import PromptTrace, Trace
+from tests.made_floors import level_floor
 
-INPUTS = Inputs("two", "two", "0", "0", tuple(TokenizedPrompt(name, (1, 2), (3, 4)) for name in ("one", "two")))
+INPUTS = Inputs("two", "two", "0", "0", tuple(TokenizedPrompt(name, (1, 2), (0, 1)) for name in ("one", "two")))
 
 
 def trace(**errors: float) -> Trace:
@@ -42,13 +47,28 @@ class Log(Locator):
             raise self.found
         return self.found
 
-    def judge(self, name: str, *verdicts: Verdict, outputs: tuple[str, ...] = ("logits",)) -> list[Edge]:
+    def judge(
+        self,
+        name: str,
+        *verdicts: Verdict,
+        outputs: tuple[str, ...] = ("logits",),
+        questions: tuple[Question, ...] = (),
+    ) -> list[Edge]:
+        usual: Question = "rounding" if name in ("reauthored", "float") else "fidelity"
         edges = [
-            Edge(reference="original64", candidate=name, output=cast("Any", output), verdict=verdict, cause="off")
-            for output, verdict in zip(outputs, verdicts, strict=True)
+            Edge(
+                reference="original64",
+                candidate=name,
+                question=question,
+                output=cast("Any", output),
+                verdict=verdict,
+                prompts={"one": {"worst_position_ratio": 10.0}, "two": {"worst_position_ratio": 20.0}},
+                cause="off",
+            )
+            for output, verdict, question in zip(outputs, verdicts, questions or [usual] * len(verdicts), strict=True)
         ]
         recorded = None if Verdict.ERROR in verdicts else Recorded(INPUTS, trace(one=0.1, two=0.2), 0.0, 0.0, "")
-        return self.locate(Rung(name, recorded), edges, trace(), cast("Any", self.ladder))
+        return self.locate(Rung(name, recorded), edges, cast("Any", self.ladder))
 
 
 def found(*bad: tuple[str, str]) -> Found:
@@ -62,7 +82,7 @@ BLOCK = found(("prefill", "block_1"))
 
 
 def test_the_worst_prompt_is_taken() -> None:
-    assert furthest_off(trace(), trace(one=0.1, two=-0.2), "logits") == "two"
+    """The one that is furthest beyond its own floor, not the one that is furthest off."""
     log = Log(BLOCK)
     (edge,) = log.judge("reauthored", FAIL)
     assert log.bisected == [("reauthored", "two")]
@@ -70,13 +90,57 @@ def test_the_worst_prompt_is_taken() -> None:
     assert edge.cause == "off; look there (on prompt two)"
 
 
+def test_the_worst_prompt_is_in_units_of_its_own_floor() -> None:
+    """A prompt that amplifies rounding is further off, and shows no mistake."""
+    oracle = trace()
+    floor = level_floor(oracle, {"one": 1e-2, "two": 1e-6})
+    figures = measure(oracle, trace(one=0.05, two=1e-4), INPUTS, floor=floor)["logits"]
+    assert figures.prompts["one"]["rel_l2"] > figures.prompts["two"]["rel_l2"]
+    edge = Edge(reference="a", candidate="float", verdict=FAIL, prompts=figures.prompts)
+    log = Log(BLOCK)
+    log.locate(Rung("float", Recorded(INPUTS, trace(), 0.0, 0.0, "")), [edge], cast("Any", log.ladder))
+    assert log.bisected == [("float", "two")]
+
+
 def test_the_worst_prompt_of_an_encoder_is_one_that_has_something_to_encode() -> None:
     """Text that is further off, because pictures are, does not show where a tower breaks."""
     rows = np.ones((2, 3))
     expected = Trace({**trace().prompts, "seen": PromptTrace(rows, rows, encoded=rows)})
     got = Trace({**trace(one=5.0).prompts, "seen": PromptTrace(rows, rows, encoded=rows + 0.1)})
-    assert furthest_off(expected, got, "logits") == "one"
-    assert furthest_off(expected, got, "encoder") == "seen"
+    inputs = Inputs("three", "", "0", "0", (*INPUTS.prompts, TokenizedPrompt("seen", (1, 2), (0, 1))))
+    found = measure(expected, got, inputs, floor=level_floor(expected, 1e-6))
+    for output, prompt in (("logits", "one"), ("encoder", "seen")):
+        log, figures = Log(BLOCK), found[cast("Any", output)]
+        edge = Edge(reference="a", candidate="float", output=cast("Any", output), verdict=FAIL, prompts=figures.prompts)
+        log.locate(Rung("float", Recorded(inputs, got, 0.0, 0.0, "")), [edge], cast("Any", log.ladder))
+        assert log.bisected == [("float", prompt)]
+
+
+@pytest.mark.parametrize("name", ["dynamic_int8", "fp16"])
+def test_what_a_recipe_costs_has_no_stage(name: str) -> None:
+    """A file that does what it says, and is over budget, is not bisected, nor is what follows it any less."""
+    log = Log(BLOCK)
+    faithful, cost = log.judge(name, PASS, FAIL, outputs=("logits", "logits"), questions=("fidelity", "quality"))
+    assert log.bisected == []
+    assert (faithful.cause, cost.first_divergent_stage, cost.cause) == ("off", None, "off")
+    faithful, cost = log.judge(name, FAIL, FAIL, outputs=("logits", "logits"), questions=("fidelity", "quality"))
+    assert log.bisected == [(name, "two")]
+    assert (faithful.first_divergent_stage, cost.first_divergent_stage) == ("block_1", None)
+    assert cost.cause == "off"
+
+
+def test_the_exact_port_comes_before_all_others() -> None:
+    """What it gets wrong, every rung inherits; it is bisected in float64 against the original."""
+    log = Log(BLOCK)
+    stages = [
+        log.judge(name, FAIL)[0].first_divergent_stage for name in ("reauthored64", "reauthored", "float", "fp16")
+    ]
+    assert stages == ["block_1"] * 4
+    assert log.bisected == [("reauthored64", "two")]
+    log = Log(BLOCK)
+    log.judge("reauthored64", PASS)
+    log.judge("float", FAIL)
+    assert log.bisected == [("float", "two")]
 
 
 def test_what_passes_is_left_alone() -> None:
@@ -150,3 +214,58 @@ def test_an_encoder_is_blamed_on_its_own_stages_only() -> None:
     assert [edge.first_divergent_stage for edge in edges] == [None, "block_1"]
     edges = Log(BLOCK).judge("float", PASS, FAIL, outputs=outputs)
     assert [edge.first_divergent_stage for edge in edges] == [None, "block_1"]
+
+
+# -- prompts that amplify rounding
+
+ILL = {"one": Conditioning(1e3, 1e5, 40.0), "two": Conditioning(2e3, 1e5, 90.0)}
+
+
+def by_stage(log: Log, *verdicts: Verdict, ill: dict[str, Conditioning] = ILL) -> list[Edge]:
+    outputs = ("encoder", "logits")[-len(verdicts) :]
+    edges = [
+        Edge(reference="a", candidate="float", output=cast("Any", output), verdict=verdict, cause=None)
+        for output, verdict in zip(outputs, verdicts, strict=True)
+    ]
+    return log.by_stage(Rung("float", Recorded(INPUTS, trace(), 0.0, 0.0, "")), edges, cast("Any", log.ladder), ill)
+
+
+def test_a_file_that_passes_on_an_ill_conditioned_prompt_is_held_stage_by_stage() -> None:
+    """On the prompt that amplifies most; right stages leave the PASS, and it is said that they were looked at."""
+    log = Log(found())
+    (edge,) = by_stage(log, PASS)
+    assert log.bisected == [("float", "two")]
+    assert (edge.verdict, edge.cause) == (PASS, None)
+    assert edge.remark == (
+        "prompt two amplifies rounding 90 times as much as the typical one; each of its stages by itself is right"
+    )
+
+
+def test_chaos_excuses_no_stage() -> None:
+    """A mistake that hides below a floor that high is found in its stage, and every edge fails."""
+    sound = found(("prefill", "block_1"))
+    log = Log(replace(sound, bisection=replace(sound.bisection, first="block_1")))
+    for edge in by_stage(log, PASS, PASS):
+        assert (edge.verdict, edge.first_divergent_stage) == (FAIL, "block_1")
+        assert edge.cause is not None
+        assert "amplifies rounding 90 times" in edge.cause
+        assert "look there" in edge.cause
+
+
+def test_stages_that_cannot_be_looked_at_are_no_pass() -> None:
+    """What hides below such a floor is not known then. Of a model that runs by stages it is said."""
+    (edge,) = by_stage(Log(RungError("it crashed")), PASS)
+    assert edge.verdict is ERROR
+    assert str(edge.cause).endswith("its stages could not be looked at by themselves: it crashed")
+    (edge,) = by_stage(Log(BLOCK, streamed=True), PASS)
+    assert edge.verdict is PASS
+    assert "its stages were not looked at" in str(edge.remark)
+
+
+@pytest.mark.parametrize(("verdict", "ill"), [(PASS, {}), (FAIL, ILL), (ERROR, ILL)])
+def test_nothing_is_looked_at_twice(verdict: Verdict, ill: dict[str, Conditioning]) -> None:
+    """Where no prompt is ill-conditioned, or the verdict is known already."""
+    log = Log(BLOCK)
+    (edge,) = by_stage(log, verdict, ill=ill)
+    assert log.bisected == []
+    assert (edge.verdict, edge.remark) == (verdict, None)

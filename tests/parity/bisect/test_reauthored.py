@@ -46,6 +46,14 @@ def test_a_sound_port_has_no_bad_stage(name: str, prepared) -> None:
     assert found.stages[-1].entering > 0
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_the_exact_port_has_no_bad_stage(name: str, prepared) -> None:
+    """In float64, stage by stage: each is within float64's own noise, a billion times below what float32 leaves."""
+    found = prepared(name).bisect_port()
+    assert found.first is None, found.remark
+    assert all(row.own < 1e-14 for row in found.stages)
+
+
 def perturbed(path: str, by: float = 1.01) -> Callable[[Any], None]:
     """A parameter that is off by a factor."""
 
@@ -132,6 +140,37 @@ def test_wrong_rotary_base_is_every_block(prepared, monkeypatch) -> None:
     assert (found.first, found.phase) == ("block_0", "prefill")
     assert found.remark.startswith("every block is off: look at what they share: rotary tables, masks")
     assert {row.stage for row in found.stages if row.bad} == {"block_0", "block_1", "block_2"}
+
+
+@pytest.mark.parametrize("name", ["smollm-135m", "phi-3.5-mini", "qwen2.5-vl-3b"])
+def test_a_base_that_is_off_by_a_millionth_is_every_block(name: str, prepared, monkeypatch) -> None:
+    """Far below what float32 could tell, it is as plain in float64 as a wrong base is."""
+    from models.layers import rope
+
+    sound, frequencies = prepared(name), rope.inverse_frequencies
+    monkeypatch.setattr(
+        rope, "inverse_frequencies", lambda c, p=0: frequencies(replace(c, theta=c.theta * (1 + 1e-6)), p)
+    )
+    found = sound.bisect_port()
+    assert (found.first, found.phase) == ("block_0", "prefill")
+    assert {"block_0", "block_1", "block_2"} <= {row.stage for row in found.stages if row.bad}
+    assert sound.bisect().first is None
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_an_epsilon_of_twice_the_size_is_found_in_its_block(layer: int, prepared, loading) -> None:
+    """The smallest porting mistake there is: in one norm of one block."""
+    sound = prepared("smollm-135m")
+    owner = f"blocks.{layer}.mlp_norm"
+
+    def change(model: Any) -> None:
+        norm = model.get_submodule(owner)
+        norm.eps *= 2
+
+    loading(change)
+    found = sound.bisect_port()
+    assert found.first == f"block_{layer}"
+    assert {row.stage for row in found.stages if row.bad} == {f"block_{layer}"}
 
 
 def test_rows_of_pictures_in_the_wrong_order_are_placed_wrong(prepared, monkeypatch) -> None:

@@ -121,7 +121,7 @@ def test_float64_is_as_much_finer_as_its_roundoff_is() -> None:
     """The same amplification, 2^-29 of the noise, in ratios and in logits."""
     oracle = trace()
     floor = floor_of(oracle, *draws(4, 1e-6))
-    assert IN_FLOAT64 == np.finfo(np.float64).eps / np.finfo(np.float32).eps
+    assert np.finfo(np.float64).eps / np.finfo(np.float32).eps == IN_FLOAT64
     errors = compare_prompts(oracle, trace(1e-15, 7))["prefill"]["p"]
     np.testing.assert_allclose(
         floor.in_float64.ratios("p", "prefill", errors), floor.ratios("p", "prefill", errors) * 2.0**29
@@ -169,7 +169,9 @@ def chi_squared_bounds(count: int) -> tuple[float, float]:
     """Where the true floor lies in units of the measured one, from scipy's own distribution."""
     from scipy import stats
 
-    return math.sqrt(count / stats.chi2.ppf(CONFIDENCE, count)), math.sqrt(count / stats.chi2.ppf(1 - CONFIDENCE, count))
+    return math.sqrt(count / stats.chi2.ppf(CONFIDENCE, count)), math.sqrt(
+        count / stats.chi2.ppf(1 - CONFIDENCE, count)
+    )
 
 
 @pytest.mark.parametrize("count", [4, 8, 16, 32])

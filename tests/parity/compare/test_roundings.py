@@ -28,7 +28,7 @@ from parity.runners.base import Runner, answer
 from parity.runners.original import Original
 from parity.runners.precision import Precision
 from parity.runners.reauthored import Reauthored
-from parity.trace import PHASES, Trace
+from parity.trace import Trace
 from parity.weights import resolve
 from tests.made_floors import LEAST, drawn_floor, floor_of
 from tests.prompt_kinds import prompt

@@ -28,6 +28,7 @@ from parity.compare.measuring import Measured, compare_prompts, measure
 from parity.compare.metrics import concatenate, summarize
 from parity.compare.verdict import Edge, Verdict, judge, naming_the_weight, over_budget, undecided, worst
 from parity.inputs import Inputs, TokenizedPrompt
+from parity.spelling import limit_spelled
 from parity.trace import PHASES, PromptTrace, Trace
 from tests.made_floors import floor_of, level_floor
 
@@ -128,7 +129,7 @@ def test_inside_passes_outside_fails(value: float, bounds: tuple[float, float]) 
         assert edge.verdict is Verdict.FAIL
         assert edge.cause is not None
         assert "loss" in edge.cause
-        assert str([least, most]) in edge.cause
+        assert limit_spelled("loss", [least, most]) in edge.cause
     assert edge.limits == {"loss": [least, most]}
 
 
@@ -147,27 +148,32 @@ def test_the_bound_is_judged_not_the_figure(value: float, ends: list[float], mos
 
 def test_what_was_judged_is_said() -> None:
     """The figure with its bound, or with both; a figure without one by itself."""
-    found = {"kl": 0.05, "share": 0.97, "ratio": 1.0, "bound": {"kl": 0.612, "share": 0.8, "ratio": [0.5, 2.0]}}
-    limits = [limit("kl", most=0.1), limit("share", least=0.9), limit("ratio", least=0.8, most=1.25)]
+    bounds = {"kl_typical": 0.612, "top1_agreement": 0.8, "perplexity_ratio": [0.5, 2.0]}
+    found = {"kl_typical": 0.05, "top1_agreement": 0.97, "perplexity_ratio": 1.0, "bound": bounds}
+    limits = [
+        limit("kl_typical", most=0.1),
+        limit("top1_agreement", least=0.9),
+        limit("perplexity_ratio", least=0.8, most=1.25),
+    ]
     assert judged(found, limits).cause == (
-        "kl 0.05 (0.612 at most), limit 0.1; share 0.97 (0.8 at least), limit 0.9; "
-        "ratio 1 (0.5 to 2 at most), limit [0.8, 1.25]"
+        "kl_typical 0.0500 (0.612 at most), limit ≤ 0.1; top1_agreement 97.0% (80.0% at least), limit ≥ 90%; "
+        "perplexity_ratio 1.0000 (0.5000 to 2.0000 at most), limit 0.8 to 1.25"
     )
 
 
 def test_every_broken_limit_is_named() -> None:
     """Two of three are broken: both are in the cause with value and bound, the third is not."""
-    limits = [limit("low", least=0.9), limit("fine", most=1.0), limit("high", most=8.0)]
-    edge = judged({"low": 0.5, "fine": 0.5, "high": 12.25}, limits)
+    limits = [limit("cosine", least=0.9), limit("fine", most=1.0), limit("high", most=8.0)]
+    edge = judged({"cosine": 0.5, "fine": 0.5, "high": 12.25}, limits)
     assert edge.verdict is Verdict.FAIL
-    assert edge.cause == "low 0.5, limit 0.9; high 12.2, limit 8.0"
-    assert edge.limits == {"low": 0.9, "fine": 1.0, "high": 8.0}
+    assert edge.cause == "cosine 0.500, limit ≥ 0.9; high 12.2, limit ≤ 8"
+    assert edge.limits == {"cosine": 0.9, "fine": 1.0, "high": 8.0}
 
 
 def test_the_worst_position_is_named() -> None:
     place = {"prompt": "p", "phase": "decode", "position": 3}
     edge = judged({"worst_position_ratio": 9.0, "worst_position": place}, [limit("worst_position_ratio", most=8.0)])
-    assert edge.cause == "worst_position_ratio 9 at position 3 of p (decode), limit 8.0"
+    assert edge.cause == "worst_position_ratio 9.00 at position 3 of p (decode), limit ≤ 8"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -191,6 +197,19 @@ def test_a_figure_without_meaning_leaves_it_to_the_others(loss: float, verdict: 
         assert edge.remark == "flips has no meaning on these prompts"
     assert judged({"loss": loss, "flips": 0.0}, limits).remark is None
     assert judged({"loss": loss, "flips": 0.2}, limits).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(("at_best", "said"), [(0.05, False), (0.1, False), (0.11, True), (1.0, True)])
+def test_a_share_of_too_few_positions_has_no_meaning(at_best: float, said: bool) -> None:
+    """Where not even none of them flipped would keep the limit; the others decide."""
+    limits = [limit("loss", most=1.0), limit("flips", most=0.1, optional=True)]
+    metrics = {"flips": 0.0, "bound": {"flips": max(at_best, 0.01)}, "at_best": {"flips": at_best}}
+    for loss in (0.5, 1.5):
+        edge = judged({"loss": loss, **metrics}, limits)
+        assert edge.verdict is (Verdict.PASS if loss < 1 else Verdict.FAIL)
+        assert edge.remark == ("flips has no meaning on these prompts" if said else None)
+    # A limit that was asked for is held to.
+    assert judged(metrics, [limit("flips", most=0.01)]).verdict is Verdict.FAIL
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -236,20 +255,22 @@ def test_over_budget_says_whose_loss_it_is() -> None:
     """The recipe's own where the file does what it says; else the file's; and nothing of an edge that keeps to it."""
     edge = judged({"kl_typical": 0.32, "bound": {"kl_typical": 0.5}}, [limit("kl_typical", most=0.1)], "dynamic_int8")
     edge = replace(edge, question="quality", budget="good", own_loss={"kl_typical": 0.31})
-    said = "over budget good: kl_typical 0.32 (0.5 at most), limit 0.1"
-    assert over_budget(edge, sound=True).cause == (
-        f"{said}; the recipe itself loses 0.31 of 0.32; the file does what it says"
+    said = "over budget good: kl_typical 0.320 (0.500 at most), limit ≤ 0.1"
+    unknown = f"{said}; whether that is the recipe's loss or the file's is not known"
+    assert over_budget(edge, Verdict.PASS).cause == (
+        f"{said}; the recipe itself loses 0.310 of 0.320; the file does what it says"
     )
-    assert over_budget(edge, sound=False).cause == f"{said}; the file does not do what it says, see its fidelity"
+    assert over_budget(edge, Verdict.FAIL).cause == f"{said}; the file does not do what it says, see its fidelity"
     # Of what is not known nothing is claimed.
-    assert over_budget(replace(edge, own_loss={}), sound=True).cause == said
+    assert over_budget(edge, Verdict.ERROR).cause == unknown
+    assert over_budget(replace(edge, own_loss={}), Verdict.PASS).cause == unknown
     encoder = judged({"rel_l2": 0.3}, [limit("rel_l2", most=0.1)], "fp16")
-    assert over_budget(replace(encoder, own_loss={"rel_l2": 0.25}), sound=True).cause == (
-        "rel_l2 0.3, limit 0.1; the recipe itself loses 0.25 of 0.3; the file does what it says"
+    assert over_budget(replace(encoder, own_loss={"rel_l2": 0.25}), Verdict.PASS).cause == (
+        "rel_l2 0.300, limit ≤ 0.1; the recipe itself loses 0.250 of 0.300; the file does what it says"
     )
     for verdict in (Verdict.PASS, Verdict.ERROR):
         other = replace(edge, verdict=verdict, cause="why")
-        assert over_budget(other, sound=True) == over_budget(other, sound=False) == other
+        assert {over_budget(other, fidelity) == other for fidelity in Verdict} == {True}
 
 
 # -- the floor, and figures in its units
@@ -378,8 +399,10 @@ def chaos(times: Mapping[str, float] | float, seed: int = 0, *, along: bool = Fa
         for count in (10, 16):
             logits = 3 * rng.standard_normal((count, WIDE))
             one = disturbance.standard_normal((1, WIDE)) if along and prompt.id == "repeated" else 0.0
-            off = disturbance.standard_normal((count, 1)) * one if along and prompt.id == "repeated" else (
-                disturbance.standard_normal((count, WIDE))
+            off = (
+                disturbance.standard_normal((count, 1)) * one
+                if along and prompt.id == "repeated"
+                else (disturbance.standard_normal((count, WIDE)))
             )
             off = off * np.linalg.norm(logits, axis=1, keepdims=True) / math.sqrt(WIDE)
             parts.append(logits + by * off)
@@ -401,7 +424,9 @@ def test_a_chaotic_prompt_does_not_fail_a_sound_file(seed: int) -> None:
     """It is as far off as its own floor says: sixty times the others', in the pool twelve times all of them."""
     candidate = chaos(1.0, seed)
     assert held(candidate).verdict is Verdict.PASS
-    pooled = {name: concatenate(phase[name] for phase in compare_prompts(ORACLE, candidate).values()) for name in FLOORS}
+    pooled = {
+        name: concatenate(phase[name] for phase in compare_prompts(ORACLE, candidate).values()) for name in FLOORS
+    }
     calm = summarize(concatenate(each for name, each in pooled.items() if name != "repeated"))["rel_l2"]
     assert summarize(concatenate(pooled.values()))["rel_l2"] > 8 * calm
 
@@ -437,9 +462,9 @@ def test_a_port_is_held_to_float64() -> None:
     fine = chaos(2.0**-29, 6)
     floor = FLOOR.in_float64
     assert held(fine, "port", floor).verdict is Verdict.PASS
-    assert held(chaos({name: 2.0**-29 * (1 if name != "code" else 2e5) for name in FLOORS}, 7), "port", floor).verdict is (
-        Verdict.FAIL
-    )
+    assert held(
+        chaos({name: 2.0**-29 * (1 if name != "code" else 2e5) for name in FLOORS}, 7), "port", floor
+    ).verdict is (Verdict.FAIL)
     assert held(chaos(1.0, 8), "port", floor).verdict is Verdict.FAIL
 
 

@@ -15,7 +15,8 @@ from parity.inputs import Inputs, TokenizedPrompt
 from parity.pipeline import Request, prepared
 from parity.progress import Reporter
 from parity.runners.base import answer
-from parity.runners.original import Original, everything_float64
+from parity.runners.original import Original
+from parity.runners.precision import everything_float64
 from parity.weights import resolve
 from parity.weights.published import published
 

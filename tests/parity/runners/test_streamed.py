@@ -20,12 +20,14 @@ from models import registry
 from models.authoring.hf_config import HFConfig
 from models.authoring.weight_map import original_layout
 from models.errors import ModelError
+from parity.compare.limits import EXACT
 from parity.errors import ParityError, RungError
 from parity.inputs import Inputs, TokenizedPrompt, read_prompts, tokenize
 from parity.runners import base, conveyor
 from parity.runners.base import Recorded, record
 from parity.runners.conveyor import Streamable
 from parity.runners.original import Original
+from parity.runners.precision import Precision
 from parity.runners.reauthored import Reauthored
 from parity.trace import PromptTrace, Trace
 from parity.weights import Weights, resolve
@@ -38,7 +40,7 @@ SEEING = ("paligemma-3b-224", "paligemma-2-3b-224", "qwen2.5-vl-3b")
 #: On either side of the boundary of 32 that tiny models have.
 CACHES = (32, 64)
 GENERATED = 3
-RUNGS = ("original64", "original", "reauthored")
+RUNGS = ("original64", "original", "reauthored64", "reauthored")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -59,8 +61,10 @@ def weights_of(name: str) -> Weights:
 
 
 def runner_of(rung: str, name: str, folder: Path) -> Streamable:
-    if rung == "reauthored":
-        return Reauthored(registry.get(name).family.name, folder, CACHES, end_tokens=frozenset((5,)))
+    if rung.startswith("reauthored"):
+        precision: Precision = "float64" if rung == EXACT else "float32"
+        family = registry.get(name).family.name
+        return Reauthored(family, folder, CACHES, end_tokens=frozenset((5,)), name=rung, precision=precision)
     return Original(folder, "float64" if rung == "original64" else "float32")
 
 
