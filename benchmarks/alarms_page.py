@@ -71,7 +71,7 @@ def _head(header: Mapping[str, Any], lines: Sequence[Line]) -> Iterator[str]:
     yield ABOUT
     yield TEXTS
     yield f"**{len(lines):,} of {planned:,} prompts, {alarms} false alarms.** {positions:,} positions were compared on"
-    yield "every rung. Prompts are in an order drawn from the seed, so those that were run are like the rest."
+    yield "every rung. They come in an order drawn from the seed, a hundred at a time, those of one length together."
     yield ""
     yield "![distances in units of the noise floor, by rung and kind of text](false_alarms.svg)"
 
