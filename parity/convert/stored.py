@@ -98,20 +98,23 @@ class _Tables:
     """A file's tables, each unpacked when it is asked for; what ``weights_of`` asks for goes by the object's names."""
 
     def __init__(self, content: memoryview) -> None:
-        from ai_edge_litert.schema_py_generated import BufferT, Model, OperatorCodeT
+        from ai_edge_litert.schema_py_generated import Model, OperatorCodeT
 
-        self._content = content
-        self._model = Model.GetRootAs(content)
-        codes = range(self._model.OperatorCodesLength())
-        self.operatorCodes = [OperatorCodeT.InitFromObj(self._model.OperatorCodes(at)) for at in codes]
-        self.subgraphs = [_Graph(self._model.Subgraphs(at)) for at in range(self._model.SubgraphsLength())]
-        self.buffers = _Unpacked(self._model.Buffers, partial(self._buffer, BufferT))
+        model = Model.GetRootAs(content)
+        codes = range(model.OperatorCodesLength())
+        self.operatorCodes = [OperatorCodeT.InitFromObj(model.OperatorCodes(at)) for at in codes]
+        self.subgraphs = [_Graph(model.Subgraphs(at)) for at in range(model.SubgraphsLength())]
+        # Nothing here refers to itself, so the file is let go with the last weight that is looked at.
+        self.buffers = _Unpacked(model.Buffers, partial(_buffer, content))
 
-    def _buffer(self, kind: Any, table: Any) -> Any:
-        buffer = kind.InitFromObj(table)
-        if buffer.offset:  # outside of the tables
-            buffer.data = self._content[buffer.offset : buffer.offset + buffer.size]
-        return buffer
+
+def _buffer(content: memoryview, table: Any) -> Any:
+    from ai_edge_litert.schema_py_generated import BufferT
+
+    buffer = BufferT.InitFromObj(table)
+    if buffer.offset:  # outside of the tables
+        buffer.data = content[buffer.offset : buffer.offset + buffer.size]
+    return buffer
 
 
 class _Graph:

@@ -24,8 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from parity import isolated
-from parity.compare.floor import NoiseFloor, PromptNoise
-from parity.compare.limits import UNIT_ROUNDOFF
 from parity.errors import RungError
 from parity.files import whole_file
 from parity.inputs import Inputs, TokenizedPrompt
@@ -36,6 +34,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from models.authoring.model import Model
+    from parity.compare.floor import NoiseFloor
+
+
+#: Float32's unit roundoff.
+_ROUNDOFF = 2.0**-24
 
 
 class Noise:
@@ -94,7 +97,7 @@ class Noise:
         import torch
 
         drawn = torch.rand_like(like)
-        return drawn.mul_(2 * UNIT_ROUNDOFF).sub_(UNIT_ROUNDOFF)
+        return drawn.mul_(2 * _ROUNDOFF).sub_(_ROUNDOFF)
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,8 @@ def read_floor(path: Path, inputs: Inputs, least: Mapping[str, float]) -> NoiseF
         OSError, SafetensorError, KeyError: it is not there, or not that.
     """
     from safetensors.numpy import load_file
+
+    from parity.compare.floor import NoiseFloor, PromptNoise
 
     tensors = load_file(path)
     noise = {}

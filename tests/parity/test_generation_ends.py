@@ -13,11 +13,10 @@ from rich.console import Console
 from models import registry
 from parity import pipeline
 from parity.compare.verdict import Verdict
-from parity.golden import GoldenStore
+from parity.golden import Golden, GoldenStore
 from parity.pipeline import Request, check, record_golden
 from parity.progress import Reporter
 from parity.report.record import Report
-from parity.trace import Trace
 from parity.weights import resolve
 
 MODEL = registry.get("amd-llama-135m")
@@ -39,7 +38,7 @@ def said(original: Path) -> dict[str, tuple[int, ...]]:
     """What the original says after each prompt."""
     store = GoldenStore(original.parent / "golden")
     recording = record_golden(Request(model=MODEL, weights=str(original)), store, QUIET, overwrite=False)
-    found = Trace.load(recording.path).said
+    found = Golden.load(recording.name, recording.path).said
     assert not any(NEVER in ids for ids in found.values())
     return found
 
