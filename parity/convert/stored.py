@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -254,6 +254,13 @@ def storage_of(weight: Weight, name: str) -> Storage:
     return Storage(kind, scales.reshape(shape))
 
 
+class Reading(NamedTuple):
+    """Who reads a weight: a lookup or a multiplication, in an encoder or elsewhere. Each may have it stored its way."""
+
+    lookup: bool
+    encoder: bool
+
+
 @dataclass(frozen=True)
 class Numbers:
     """The very numbers that the quantized file ``path`` stores of its weights.
@@ -265,20 +272,21 @@ class Numbers:
     source: Path
     names: tuple[str, ...]
 
-    def read(self) -> Iterator[tuple[str, str, NDArray[np.float64], NDArray[np.float32]]]:
-        """Every weight once for each way it is read in: its name, the operation, its numbers (codes times scales), and
+    def read(self) -> Iterator[tuple[str, Reading, NDArray[np.float64], NDArray[np.float32]]]:
+        """Every weight once for each way it is read in: its name, who reads it, its numbers (codes times scales), and
         what the source has of it, both in the file's shape.
 
         Raises:
             RungError: a weight in a form that is not known here.
         """
-        done: set[tuple[str, str]] = set()
+        done: set[tuple[str, Reading]] = set()
         pairs = zip(self.names, weights_in(self.path), weights_in(self.source), strict=True)
         for name, weight, exact in pairs:
-            if (name, weight.operation) not in done:
-                done.add((name, weight.operation))
+            reading = Reading(weight.operation == "EMBEDDING_LOOKUP", weight.subgraph.name.startswith(b"encode"))
+            if (name, reading) not in done:
+                done.add((name, reading))
                 values = numbers_of(weight, name)
-                yield name, weight.operation, values, exact.data(np.float32).reshape(exact.shape)
+                yield name, reading, values, exact.data(np.float32).reshape(exact.shape)
 
 
 def numbers_of(weight: Weight, name: str) -> NDArray[np.float64]:

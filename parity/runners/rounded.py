@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import partial
@@ -22,7 +23,7 @@ from models.layers.norm import LayerNorm, RMSNorm
 from parity import isolated
 from parity.compare.limits import UNIT_ROUNDOFF
 from parity.convert.rounding import LARGEST, Grouping
-from parity.convert.stored import Numbers, as_parameter, bits_of
+from parity.convert.stored import Numbers, Reading, as_parameter, bits_of
 from parity.errors import RungError
 from parity.runners.reauthored import Reauthored
 
@@ -43,6 +44,8 @@ DITHER = 0.02
 #: A constant that a converter multiplies into weights (the root of a width, a scale of scores) is no closer to one.
 #: What is closer and not one is a mistake that rounding hides.
 _NO_CONSTANT = 1e-3
+#: Beginnings of the names of what belongs to an encoder.
+_ENCODERS = ("stem", "encoder", "vision", "vision_norm", "projector", "merger")
 #: A step is never less, so that zeros stay zeros.
 _SMALLEST = 1e-30
 
@@ -91,20 +94,42 @@ def _take(model: Model, numbers: Numbers) -> None:
     known = _Parameters(model)
     tied = {name: names for names in names_of_each(model) for name in names}
     folded: set[str] = set()
-    for name, operation, stored, source in numbers.read():
+    for name, reading, stored, source in numbers.read():
         parameter, times, norm = known.in_a_file(name, source)
         if norm:
             folded.add(norm)
         taken = torch.from_numpy(as_parameter(stored, tuple(parameter.shape)) / times)
         value = nn.Parameter(taken.to(parameter.dtype), requires_grad=False)
-        # A table may be stored in one way for looking up, and in another for multiplying.
-        looked_up = operation == "EMBEDDING_LOOKUP"
-        for alias in tied[f"{name}.weight"]:
-            alone = len(tied[f"{name}.weight"]) == 1
-            if alone or isinstance(model.get_submodule(alias.removesuffix(".weight")), nn.Embedding) == looked_up:
-                assign(model, alias, value)
+        aliases = tied[f"{name}.weight"]
+        for alias in _read_so(model, aliases, reading):
+            if len(aliases) > 1:
+                _set_apart(model, alias)
+            assign(model, alias, value)
     for name in folded:
         known.gains[name].weight.data.fill_(1.0 - getattr(known.gains[name], "gain_offset", 0.0))
+
+
+def _read_so(model: Model, names: Sequence[str], reading: Reading) -> Sequence[str]:
+    """Of the names of a tied parameter, those that are read in this way; all, if that tells none of them apart.
+
+    A table may be stored in one way for looking up and in another for multiplying, or for an encoder alone.
+    """
+    from torch import nn
+
+    def is_lookup(name: str) -> bool:
+        return isinstance(model.get_submodule(name.removesuffix(".weight")), nn.Embedding)
+
+    found = [name for name in names if is_lookup(name) == reading.lookup] or list(names)
+    return [name for name in found if (name.partition(".")[0] in _ENCODERS) == reading.encoder] or found
+
+
+def _set_apart(model: Model, name: str) -> None:
+    """Give a parameter's name a layer of its own: one that several parts share has one value for all."""
+    owner = name.removesuffix(".weight")
+    parent, _, leaf = owner.rpartition(".")
+    apart = copy(model.get_submodule(owner))
+    apart._parameters = dict(apart._parameters)  # noqa: SLF001  (what a copy of a layer shares with it)
+    setattr(model.get_submodule(parent), leaf, apart)
 
 
 def misstored(

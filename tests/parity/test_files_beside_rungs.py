@@ -37,5 +37,5 @@ def test_files_are_made_beside_the_rungs_above_them(
     monkeypatch.setattr(ladder.Ladder, "_misstored", lambda *_: None)
     request = Request(model=registry.get("smollm-135m"), rungs=("float",), streamed=streamed)
     assert check(request, Reporter(Console(stderr=True), quiet=True)).verdict == "PASS"
-    rungs = ["original64", "original", "float"]
+    rungs = ["original64", "original", "reauthored64", "float"]
     assert begun == ["converting", *rungs] if beside else begun == rungs

@@ -89,7 +89,8 @@ def test_the_encoders_rows_are_judged_by_the_encoders_recipe(tmp_path: Path) -> 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     record = json.loads(report.read_text())
-    edges = {(edge["candidate"], edge["output"]): edge for edge in record["edges"]}
+    asked = [edge for edge in record["edges"] if edge["question"] == "quality"]
+    edges = {(edge["candidate"], edge["output"]): edge for edge in asked}
     rows = edges["dynamic_int4", "encoder"]
     assert rows["limits"]["rel_l2"] < 0.01 < edges["dynamic_int4", "logits"]["metrics"]["rel_l2"]
     assert rows["metrics"]["rel_l2"] < rows["limits"]["rel_l2"]
