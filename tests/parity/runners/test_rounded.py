@@ -22,7 +22,7 @@ from parity.compare.metrics import compare_positions, concatenate, summarize
 from parity.convert.float_file import Export, FloatFile, convert
 from parity.convert.quantize import WeightPrecision, quantize
 from parity.convert.recipes import get_recipe
-from parity.convert.stored import Numbers
+from parity.convert.stored import Numbers, Reading
 from parity.errors import RungError
 from parity.files import sha256_of
 from parity.inputs import Inputs, TokenizedPrompt
@@ -170,10 +170,10 @@ def test_the_numbers_are_read_not_made_again(plain: Reauthored, file: FloatFile,
     quantized = Quantized(plain, file, recipe, tmp_path)
     found, published = parameters(quantized.runner), parameters(replace(plain, precision="float64"))
     seen = 0
-    for name, operation, stored, source in quantized.numbers.read():
+    for name, reading, stored, source in quantized.numbers.read():
         ours = published[f"{name}.weight"].float().numpy()
         if np.array_equal(ours, source):  # no gain in it, nor a constant
-            tied = operation == "FULLY_CONNECTED" and name == "embed.tokens"  # what the head multiplies with
+            tied = not reading.lookup and name == "embed.tokens"  # what the head multiplies with
             value = found["head.projection.weight" if tied else f"{name}.weight"]
             assert value.dtype == torch.float64
             np.testing.assert_array_equal(value.numpy(), stored)
@@ -207,7 +207,7 @@ class Folded:
         gain = (norm.weight + getattr(norm, "gain_offset", 0.0)).numpy()
         for name in self.names:
             source = self.model.get_parameter(f"{name}.weight").numpy() * gain
-            yield name, "FULLY_CONNECTED", source.astype(np.float64) * self.by, source
+            yield name, Reading(lookup=False, encoder=False), source.astype(np.float64) * self.by, source
 
 
 def test_a_gain_that_is_in_the_weights_is_taken_once(plain: Reauthored) -> None:
@@ -238,17 +238,17 @@ def test_a_tied_table_may_be_stored_in_two_ways(plain: Reauthored, file: FloatFi
     """For looking up and for multiplying: each of the two is what the file has for it."""
     quantized = Quantized(plain, file, "dynamic_int8", tmp_path)
     ways = {
-        operation: (stored, source)
-        for name, operation, stored, source in quantized.numbers.read()
+        reading.lookup: (stored, source)
+        for name, reading, stored, source in quantized.numbers.read()
         if name == "embed.tokens"
     }
-    assert ways.keys() == {"EMBEDDING_LOOKUP", "FULLY_CONNECTED"}
+    assert ways.keys() == {True, False}
     found = parameters(quantized.runner)
-    np.testing.assert_array_equal(found["embed.tokens.weight"].numpy(), ways["EMBEDDING_LOOKUP"][0])
+    np.testing.assert_array_equal(found["embed.tokens.weight"].numpy(), ways[True][0])
     # What the converter has multiplied into one of the two is divided out again.
-    constant = ways["FULLY_CONNECTED"][1].flat[0] / ways["EMBEDDING_LOOKUP"][1].flat[0]
+    constant = ways[False][1].flat[0] / ways[True][1].flat[0]
     assert constant == (1 if plain.family == "llama" else pytest.approx(1 / quantized.config.final_softcap))
-    expected = ways["FULLY_CONNECTED"][0] / constant
+    expected = ways[False][0] / constant
     np.testing.assert_allclose(found["head.projection.weight"].numpy(), expected, rtol=1e-6)
 
 
