@@ -183,7 +183,6 @@ def test_a_fault_in_converting_is_caught_though_a_sound_file_is_kept(
         plant([BROKEN], folder)
         assert template.run(folder, arguments, 300) == 3
         assert planted(folder) == {BROKEN.module}
-        assert "the cache is left alone" in " ".join((folder / "stderr").read_text().split())
         report = json.loads((tmp_path / "report.json").read_text())
         assert "NaN" in report["edges"][-1]["cause"]
         assert [rung["artifact"]["cached"] for rung in report["rungs"] if rung["name"] == "float"] == [False]
