@@ -42,7 +42,19 @@ def everything_float64() -> AbstractContextManager[Any]:
     asked for float64 instead.
     """
     import torch
+    from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
+
+    makers = (torch.tensor, torch.as_tensor, torch.asarray)
+
+    class Float64Constants(TorchFunctionMode):
+        """Numbers of Python become tensors before an operator sees them: a list of LongRoPE factors, say."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if function in makers and kwargs.get("dtype") is torch.float32:
+                kwargs["dtype"] = torch.float64
+            return function(*args, **kwargs)
 
     class Float64Everywhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -52,7 +64,7 @@ def everything_float64() -> AbstractContextManager[Any]:
 
     @contextmanager
     def context() -> Iterator[None]:
-        with computing_in("float64"), Float64Everywhere():  # type: ignore[no-untyped-call]
+        with computing_in("float64"), Float64Constants(), Float64Everywhere():  # type: ignore[no-untyped-call]
             yield
 
     return context()
