@@ -252,11 +252,13 @@ PASSING = dict.fromkeys(("original", "reauthored64", "reauthored", "float", "dyn
     ids=["llama", "qwen2", "gemma", "gemma2", "phi", "phi3", "t5", "moonshine", "qwen2_5_vl"],
 )
 def test_odd_dimensions_pass_the_ladder(tmp_path, family, prompts, original) -> None:
-    """A bfloat16 checkpoint of odd dimensions passes every default rung under the family's name."""
+    """A bfloat16 checkpoint of odd dimensions passes every unquantized rung under the family's name."""
     kind, extra = original
     folder = write(tmp_path / "odd", kind, **extra)
-    code, report = check(folder, family, "--prompts", prompts)
-    assert outcome(report) == PASSING
+    rungs = ("reauthored64", "reauthored", "float")
+    named = [word for rung in rungs for word in ("--rung", rung)]
+    code, report = check(folder, family, "--prompts", prompts, *named)
+    assert outcome(report) == {rung: PASSING[rung] for rung in ("original", *rungs)}
     assert code == 0
     assert (report["model"], report["weights"]["kind"]) == (family, "path")
 
